@@ -1,0 +1,16 @@
+//! walhold keeps PostgreSQL recoverable: WAL archiving, base backups and point-in-time recovery.
+//!
+//! Dependencies point one way: `command` → {`backup`, `restore`, `wal`, `repository`, `local`} → {`format`, `codec`} → `pg`.
+
+pub mod backup;
+pub mod codec;
+pub mod command;
+pub mod config;
+pub mod error;
+pub mod exit_status;
+pub mod format;
+pub mod local;
+pub mod pg;
+pub mod repository;
+pub mod restore;
+pub mod wal;

@@ -1,0 +1,4 @@
+//! The local machine: crash-safe files, the walk through PGDATA, locks and notes.
+
+pub mod durable;
+pub mod pgdata_walk;

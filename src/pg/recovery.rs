@@ -1,0 +1,1 @@
+//! To be written: recovery settings as PostgreSQL 12+ reads them.
