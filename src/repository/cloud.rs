@@ -18,7 +18,7 @@ use object_store::list::PaginatedListOptions;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ListResult, ObjectMeta, ObjectStore, ObjectStoreExt};
 
-use super::cloud_error::{Request, classify};
+use super::cloud_error::{Request, classify, is_absent};
 use super::naming::{RawObject, is_hidden, split_suffix};
 use super::providers::Client;
 use super::retry::{Failed, retried};
@@ -117,7 +117,7 @@ impl CloudStore {
     {
         retried(verb, path, patience, |deadline| match self.attempt(deadline, STALL, request()) {
             Ok((value, _)) => Ok(Some(value)),
-            Err(Fault::Store { error: object_store::Error::NotFound { .. }, .. }) => Ok(None),
+            Err(fault) if is_absent(&fault) => Ok(None),
             Err(fault) => Err(classify(self.request(verb, path), fault)),
         })
     }
@@ -134,7 +134,7 @@ impl CloudStore {
         let place = self.place("find", path)?;
         match self.attempt(deadline, STALL, self.objects().head(&place)) {
             Ok((meta, _)) => Ok(Some(raw_object(path, &meta))),
-            Err(Fault::Store { error: object_store::Error::NotFound { .. }, .. }) => Ok(None),
+            Err(fault) if is_absent(&fault) => Ok(None),
             Err(fault) => Err(classify(self.request("find", path), fault)),
         }
     }
@@ -155,7 +155,7 @@ impl CloudStore {
             let range = get(self.objects(), &place, 0..end, length);
             let (meta, bytes) = match self.attempt(deadline, STALL, range) {
                 Ok((answer, _)) => answer,
-                Err(Fault::Store { error: object_store::Error::NotFound { .. }, .. }) => return Ok(None),
+                Err(fault) if is_absent(&fault) => return Ok(None),
                 // No range lies within an empty object.
                 Err(Fault::Store { seen: Seen { status: Some(416), .. }, .. }) => {
                     return match self.find_once(path, deadline)? {
@@ -291,14 +291,9 @@ impl CloudStore {
                     .listing
                     .list_paginated(Some(&full).filter(|full| !full.is_empty()).map(String::as_str), options)
             });
-            let page = match page {
-                Ok(Some(page)) => page,
-                // A folder without objects is listed as empty: here the bucket itself is missing.
-                Ok(None) | Err(RepositoryError::Missing { .. }) => {
-                    return Err(RepositoryError::NoMarker { url: self.shared.url.clone() });
-                }
-                Err(error) => return Err(error),
-            };
+            // A folder without objects is listed as empty: here the bucket itself is missing.
+            let no_bucket = || RepositoryError::NoMarker { url: self.shared.url.clone() };
+            let page = page?.ok_or_else(no_bucket)?;
             visit(page.result);
             match page.page_token {
                 Some(next) => token = Some(next),
@@ -346,8 +341,8 @@ pub(super) async fn get(
 }
 
 pub(super) fn raw_object(path: &str, meta: &ObjectMeta) -> RawObject {
-    let nanoseconds = i32::try_from(meta.last_modified.timestamp_subsec_nanos()).unwrap_or_default();
-    let modified = jiff::Timestamp::new(meta.last_modified.timestamp(), nanoseconds);
+    // Whole seconds: a header has no more, a listing may, and both are the same object.
+    let modified = jiff::Timestamp::from_second(meta.last_modified.timestamp());
     RawObject { path: path.to_owned(), size: meta.size, modified: modified.unwrap_or_default() }
 }
 

@@ -34,6 +34,17 @@ pub(super) struct Request<'a> {
     pub(super) url: &'a str,
 }
 
+/// Whether the store says that there is nothing. What gives credentials cannot say that.
+pub(super) fn is_absent(fault: &Fault) -> bool {
+    match fault {
+        Fault::Store { error, seen } => {
+            (matches!(error, Error::NotFound { .. }) || seen.status == Some(404))
+                && credential_service(&seen.host).is_none()
+        }
+        Fault::Stalled(_) | Fault::OutOfTime => false,
+    }
+}
+
 /// Decides about a failed attempt.
 pub(super) fn classify(request: Request<'_>, fault: Fault) -> Failed {
     let (error, seen) = match fault {
@@ -45,7 +56,7 @@ pub(super) fn classify(request: Request<'_>, fault: Fault) -> Failed {
     };
     let answer = Answer::read(&error, &seen);
     match &error {
-        Error::NotFound { .. } => request.missing().into(),
+        Error::NotFound { .. } => request.by_status(&answer, None),
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
             request.by_status(&answer, seen.retry_after)
         }
@@ -74,6 +85,7 @@ impl Request<'_> {
             Some(400) if is_one_of(&TRANSIENT_CODES) => Failed::Again { problem, wait },
             Some(400) if is_one_of(&DENIED_CODES) => self.denied(problem).into(),
             Some(401 | 403) => self.denied(problem).into(),
+            Some(404) if is_one_of(&["NoSuchBucket", "ContainerNotFound"]) => self.address(problem).into(),
             Some(404 | 410) => self.missing().into(),
             Some(408 | 409 | 412 | 423 | 425 | 429) => Failed::Again { problem, wait },
             Some(416) => self.damaged("it is shorter than what was asked for".to_owned()).into(),
@@ -214,6 +226,7 @@ mod tests {
             (Some(403), "SignatureDoesNotMatch", Some(Cause::Denied)),
             (Some(403), "QuotaExceeded", Some(Cause::RepositoryFull)),
             (Some(404), "NoSuchKey", Some(Cause::Damaged)),
+            (Some(404), "NoSuchBucket", Some(Cause::Configuration)),
             (Some(301), "PermanentRedirect", Some(Cause::Configuration)),
             (Some(405), "MethodNotAllowed", Some(Cause::Configuration)),
             (Some(409), "OperationAborted", None),

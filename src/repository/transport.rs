@@ -189,6 +189,8 @@ impl HttpService for Transport {
 }
 
 fn build_client(options: &ClientOptions, scheme: &str) -> reqwest::Result<reqwest::Client> {
+    // reqwest wants one even for `http://`. Somebody else in this process may have chosen already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let is_set = |key| options.get_config_value(&key).is_some_and(|value| value == "true");
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("walhold/", env!("CARGO_PKG_VERSION")))
@@ -197,8 +199,6 @@ fn build_client(options: &ClientOptions, scheme: &str) -> reqwest::Result<reqwes
         // A signature holds for one address.
         .redirect(reqwest::redirect::Policy::none());
     if scheme == "https" {
-        // Somebody else in this process may have chosen already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         builder = builder.tls_danger_accept_invalid_certs(is_set(ClientConfigKey::AllowInvalidCertificates));
     }
     if scheme != "https" || is_set(ClientConfigKey::NoSystemCertificates) {
