@@ -22,7 +22,7 @@ use crate::format::marker::{CreateOnly, Marker};
 use crate::format::{Digest, ObjectKey};
 
 /// Where the repository is and how to get there.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RepositorySettings {
     /// `file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
     pub url: String,
