@@ -10,6 +10,7 @@ pub mod destination;
 pub mod fetch;
 pub mod first_page;
 pub mod identity;
+pub mod interruption;
 pub mod push;
 pub mod server_directory;
 pub mod show;
