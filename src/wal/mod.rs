@@ -12,5 +12,6 @@ pub mod first_page;
 pub mod identity;
 pub mod interruption;
 pub mod push;
+pub mod scan;
 pub mod server_directory;
 pub mod show;
