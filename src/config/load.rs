@@ -142,10 +142,8 @@ fn is_foreign(name: &str) -> bool {
 
 fn unknown_variable(name: &str) -> ConfigError {
     let known = SETTINGS.into_iter().map(|setting| setting.variable).chain([CONFIG_VARIABLE]);
-    ConfigError::UnknownVariable {
-        name: name.escape_debug().to_string(),
-        suggestion: suggest::nearest(name, known),
-    }
+    let suggestion = suggest::nearest(name, known).map(str::to_owned);
+    ConfigError::UnknownVariable { name: one_line(name), suggestion }
 }
 
 /// The named file, which must exist, or the default one if it does.
