@@ -1,5 +1,9 @@
-//! What integration tests share. Each test binary uses a part of it.
+//! Shared by all integration tests.
 #![allow(dead_code)]
 
+pub mod archive;
 pub mod fault_proxy;
+pub mod postgres;
+pub mod program;
 pub mod stores;
+pub mod wal_files;
