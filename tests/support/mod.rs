@@ -8,4 +8,5 @@ pub mod gcs_gateway;
 pub mod postgres;
 pub mod program;
 pub mod stores;
+pub mod tls_proxy;
 pub mod wal_files;
