@@ -6,10 +6,11 @@
 use super::archive_view::ArchiveView;
 use super::error::RestoreError;
 use super::prove::{Evidence, Stop, StopAt, Unproven, WalContents, name_used_twice};
-use super::target::{BackupRequest, Bound, Role, Target, TimelineRequest};
+use super::target::{BackupRequest, Role, Target};
 use super::wal_path::{PathEnd, WalPath, trace};
 use crate::format::manifest::BackupSummary;
-use crate::pg::{Lsn, TimelineHistory, TimelineId};
+use crate::pg::recovery::{TargetInclusion, TargetTimeline};
+use crate::pg::{Lsn, TimelineHistory};
 
 /// What was asked for, understood.
 #[derive(Clone, Debug)]
@@ -17,9 +18,9 @@ pub struct Question {
     /// The moment.
     pub target: Target,
     /// Whether it is replayed itself.
-    pub bound: Bound,
+    pub inclusion: TargetInclusion,
     /// The line.
-    pub timeline: TimelineRequest,
+    pub timeline: TargetTimeline,
     /// The backup.
     pub backup: BackupRequest,
     /// What the restored server will be.
@@ -45,7 +46,7 @@ pub struct Choice {
     /// The line that was asked for.
     pub line: TimelineHistory,
     /// What is written as `recovery_target_timeline`.
-    pub recovery_timeline: RecoveryTimeline,
+    pub recovery_timeline: TargetTimeline,
     /// The WAL that replay reads.
     pub path: WalPath,
     /// Where it ends.
@@ -54,17 +55,6 @@ pub struct Choice {
     pub notes: Vec<String>,
     /// What may not be what the operator expects.
     pub warnings: Vec<String>,
-}
-
-/// A value of `recovery_target_timeline`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RecoveryTimeline {
-    /// A number.
-    Number(TimelineId),
-    /// The timeline of the backup: its history file is not stored, and PostgreSQL takes the number only with it.
-    Current,
-    /// A standby follows promotions.
-    Latest,
 }
 
 /// Chooses and proves.
@@ -97,7 +87,7 @@ pub fn choose(
         match prove_for(&evidence, question, backup) {
             Ok(stop) => {
                 refuse_ambiguous_name(view, contents, question, &candidates, &line)?;
-                let recovery_timeline = RecoveryTimeline::Number(line.timeline);
+                let recovery_timeline = TargetTimeline::Id(line.timeline);
                 let (backup, warnings) = (backup.clone(), Vec::new());
                 let mut choice = Choice { backup, line, recovery_timeline, path, stop, notes, warnings };
                 warn_about_other_lines(&mut choice, view, contents, &candidates, question)?;
@@ -119,14 +109,14 @@ fn prove_for(evidence: &Evidence<'_>, question: &Question, backup: &BackupSummar
     let open_ended = question.target == Target::EndOfWal;
     if open_ended && (question.role == Role::Standby || question.gap == GapPolicy::EndOfArchive) {
         // A standby reads on by itself whatever comes; only the backup's own WAL has to be there.
-        let mut stop = evidence.prove(&Target::Immediate, question.bound, backup.stop_lsn)?;
+        let mut stop = evidence.prove(&Target::Immediate, question.inclusion, backup.stop_lsn)?;
         stop.lsn = evidence.reach;
         stop.at = StopAt::EndOfArchive;
         stop.last_kept = evidence.last_before(evidence.reach)?;
         stop.first_left_out = None;
         return Ok(stop);
     }
-    evidence.prove(&question.target, question.bound, backup.stop_lsn)
+    evidence.prove(&question.target, question.inclusion, backup.stop_lsn)
 }
 
 /// The backups to look at, newest first.
@@ -174,14 +164,14 @@ impl LineChoice {
     fn new(
         view: &ArchiveView,
         candidates: &[BackupSummary],
-        request: TimelineRequest,
+        request: TargetTimeline,
     ) -> Result<LineChoice, RestoreError> {
         let mut known = view.timelines();
         known.extend(candidates.iter().map(|backup| backup.stop_timeline));
         let mut notes = Vec::new();
         let fixed = match request {
-            TimelineRequest::Current => None,
-            TimelineRequest::Number(timeline) => {
+            TargetTimeline::Current => None,
+            TargetTimeline::Id(timeline) => {
                 if let Some(problem) = view.unusable_histories.get(&timeline) {
                     return Err(RestoreError::refused(
                         format!("the history of timeline {} cannot be used: {problem}", timeline.get()),
@@ -197,7 +187,7 @@ impl LineChoice {
                 }
                 Some(view.history(timeline))
             }
-            TimelineRequest::Latest => {
+            TargetTimeline::Latest => {
                 let mut found = None;
                 for timeline in known.iter().rev() {
                     let line = view.history(*timeline);
@@ -279,7 +269,7 @@ fn refuse_ambiguous_name(
 /// backwards.
 fn settle_timeline(choice: &mut Choice, view: &ArchiveView, role: Role) {
     if role == Role::Standby {
-        choice.recovery_timeline = RecoveryTimeline::Latest;
+        choice.recovery_timeline = TargetTimeline::Latest;
         return;
     }
     let asked = choice.line.timeline;
@@ -299,9 +289,9 @@ fn settle_timeline(choice: &mut Choice, view: &ArchiveView, role: Role) {
         }
     }
     let number = choice.line.timeline;
-    choice.recovery_timeline = RecoveryTimeline::Number(number);
+    choice.recovery_timeline = TargetTimeline::Id(number);
     if !view.history_is_stored(number) && number == choice.backup.start_timeline {
-        choice.recovery_timeline = RecoveryTimeline::Current;
+        choice.recovery_timeline = TargetTimeline::Current;
     }
 }
 

@@ -16,8 +16,8 @@ fn time(seconds: i64) -> Target {
 fn question(target: Target) -> Question {
     Question {
         target,
-        bound: Bound::Inclusive,
-        timeline: TimelineRequest::Latest,
+        inclusion: TargetInclusion::Inclusive,
+        timeline: TargetTimeline::Latest,
         backup: BackupRequest::Auto,
         role: Role::Replacement,
         gap: GapPolicy::Refuse,
@@ -71,7 +71,7 @@ fn the_newest_backup_before_a_time_is_used_and_replay_stops_at_the_first_later_t
 #[test]
 fn an_exclusive_time_stops_at_a_transaction_of_that_very_moment() {
     let (archive, backups) = archive();
-    let exclusive = Question { bound: Bound::Exclusive, ..question(time(60)) };
+    let exclusive = Question { inclusion: TargetInclusion::Exclusive, ..question(time(60)) };
     let choice = ask(&archive, &backups, &exclusive).unwrap();
     assert!(matches!(choice.stop.at, StopAt::Before(end) if end.xid == 706));
     assert!(refusal(&archive, &backups, &question(time(60))).contains("is after the end of the archive"));
@@ -169,7 +169,7 @@ fn a_transaction_is_found_whichever_backup_it_needs() {
     assert_eq!(choice.stop.first_left_out.unwrap().xid, 705);
     let choice = found(701).unwrap();
     assert_eq!((choice.backup.id, choice.stop.last_kept.unwrap().xid), (backups[0].id.clone(), 701));
-    let exclusive = Question { bound: Bound::Exclusive, ..question(Target::Xid(701)) };
+    let exclusive = Question { inclusion: TargetInclusion::Exclusive, ..question(Target::Xid(701)) };
     assert_eq!(ask(&archive, &backups, &exclusive).unwrap().stop.last_kept.unwrap().xid, 700);
     assert_eq!(
         found(703).unwrap_err(),
@@ -243,7 +243,7 @@ fn the_latest_timeline_is_followed_past_backups_that_it_left_behind() {
     let (archive, backups) = forked();
     let choice = ask(&archive, &backups, &question(Target::EndOfWal)).unwrap();
     assert_eq!((&choice.backup.id, choice.stop.last_kept.unwrap().xid), (&backups[0].id, 801));
-    assert_eq!(choice.recovery_timeline, RecoveryTimeline::Number(tli(2)));
+    assert_eq!(choice.recovery_timeline, TargetTimeline::Id(tli(2)));
     assert_eq!(
         choice.notes,
         [
@@ -256,13 +256,13 @@ fn the_latest_timeline_is_followed_past_backups_that_it_left_behind() {
             "backup 20000101T000039Z-00000001-0000000000000004 is newer, but lies on timeline 1 beside the line that is followed (timeline 2); to follow that one use --timeline 1"
         ]
     );
-    let old = Question { timeline: TimelineRequest::Number(tli(1)), ..question(Target::EndOfWal) };
+    let old = Question { timeline: TargetTimeline::Id(tli(1)), ..question(Target::EndOfWal) };
     let choice = ask(&archive, &backups, &old).unwrap();
     assert_eq!((&choice.backup.id, choice.stop.last_kept.unwrap().xid), (&backups[1].id, 706));
-    let current = Question { timeline: TimelineRequest::Current, ..question(Target::EndOfWal) };
+    let current = Question { timeline: TargetTimeline::Current, ..question(Target::EndOfWal) };
     assert_eq!(
         ask(&archive, &backups, &current).unwrap().recovery_timeline,
-        RecoveryTimeline::Number(tli(1))
+        TargetTimeline::Id(tli(1))
     );
 }
 
@@ -284,14 +284,14 @@ fn a_target_before_the_switch_is_recovered_along_the_old_timeline() {
     let (archive, backups) = forked();
     let choice = ask(&archive, &backups, &question(time(26))).unwrap();
     assert!(matches!(choice.stop.at, StopAt::Before(end) if end.xid == 702));
-    assert_eq!(choice.recovery_timeline, RecoveryTimeline::Number(tli(1)));
+    assert_eq!(choice.recovery_timeline, TargetTimeline::Id(tli(1)));
     // Where only the new timeline's copy of the segment is stored, it has to be followed.
     let archive = Archive::new()
         .segment(1, 2, &[(0x1000, 701, 25)])
         .segment(2, 3, &[(0x1000, 702, 30), (0x2000, 800, 70)])
         .history(2, "1\t0/3001800\tbefore");
     let choice = ask(&archive, &backups[..1], &question(time(26))).unwrap();
-    assert_eq!(choice.recovery_timeline, RecoveryTimeline::Number(tli(2)));
+    assert_eq!(choice.recovery_timeline, TargetTimeline::Id(tli(2)));
     assert_eq!(choice.path.segments[1].name, segment(2, 3));
 }
 
@@ -299,7 +299,7 @@ fn a_target_before_the_switch_is_recovered_along_the_old_timeline() {
 fn an_unreachable_timeline_is_refused() {
     let (archive, backups) = forked();
     let on = |timeline| Question {
-        timeline: TimelineRequest::Number(tli(timeline)),
+        timeline: TargetTimeline::Id(tli(timeline)),
         backup: BackupRequest::Id(backups[1].id.clone()),
         ..question(Target::EndOfWal)
     };
@@ -328,7 +328,7 @@ fn a_new_timeline_of_which_nothing_is_stored_is_not_passed_off_as_recovered() {
 fn a_timeline_whose_history_is_not_stored_is_named_as_current() {
     let archive = Archive::new().segment(3, 2, &[(0x1000, 701, 25)]).segment(3, 3, &[]);
     let choice = ask(&archive, &[backup(3, 2, 20)], &question(Target::EndOfWal)).unwrap();
-    assert_eq!(choice.recovery_timeline, RecoveryTimeline::Current);
+    assert_eq!(choice.recovery_timeline, TargetTimeline::Current);
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn a_partial_end_is_told_and_a_standby_takes_what_there_is() {
     let gap = Archive::new().segment(1, 4, &[]).segment(1, 6, &[]);
     let standby = Question { role: Role::Standby, ..question(Target::EndOfWal) };
     let choice = ask(&gap, &backups[1..], &standby).unwrap();
-    assert_eq!((choice.recovery_timeline, choice.stop.lsn), (RecoveryTimeline::Latest, lsn("0/5000000")));
+    assert_eq!((choice.recovery_timeline, choice.stop.lsn), (TargetTimeline::Latest, lsn("0/5000000")));
 }
 
 #[test]

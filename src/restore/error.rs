@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::codec::decode::DecodeError;
-use crate::error::{Explain, Failure};
+use crate::error::{Explain, Failure, system_words};
 use crate::exit_status::Cause;
 use crate::repository::RepositoryError;
 
@@ -82,7 +82,7 @@ impl RestoreError {
     pub fn local(verb: &'static str, path: &Path, error: &std::io::Error) -> RestoreError {
         let full =
             matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
-        RestoreError::Local { verb, path: path.to_owned(), problem: error.to_string(), full }
+        RestoreError::Local { verb, path: path.to_owned(), problem: system_words(error), full }
     }
 }
 

@@ -6,15 +6,17 @@
 
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::error::RestoreError;
 use super::packs::{FoundPack, damaged_range, pack_at, part_of};
 use super::target_files::TargetFiles;
 use crate::codec::KeyRing;
 use crate::codec::decode::ChunkOpener;
+use crate::exit_status::Cause;
 use crate::format::digest::ShortDigest;
 use crate::format::manifest::{Manifest, RangeSource};
+use crate::progress::Progress;
 use crate::repository::Repository;
 
 /// Neighbouring chunks are read together up to this many bytes: large enough to hide a store's latency, small enough for
@@ -69,8 +71,8 @@ pub struct Fetch<'a> {
     pub keys: &'a KeyRing,
     /// Cores to use.
     pub jobs: usize,
-    /// Bytes written so far, for whoever shows progress.
-    pub written: &'a AtomicU64,
+    /// Told of every byte written.
+    pub progress: &'a Progress,
 }
 
 impl Fetch<'_> {
@@ -89,7 +91,7 @@ impl Fetch<'_> {
                         Worker { fetch: self, pieces: &pieces, targets, opener: None, chunk: Vec::new() };
                     while !stopped.load(Ordering::Relaxed) {
                         let Some(read) = reads.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                        if let Err(error) = worker.restore(read) {
+                        if let Err(error) = not_interrupted().and_then(|()| worker.restore(read)) {
                             stopped.store(true, Ordering::Relaxed);
                             let mut first = failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                             first.get_or_insert(error);
@@ -205,8 +207,20 @@ impl Worker<'_> {
         let part = part_of(&self.chunk, source.within, range.length, &source.digest)
             .ok_or_else(|| damaged_range(file, range.offset))?;
         self.targets.write(piece.target as usize, range.offset, part)?;
-        self.fetch.written.fetch_add(part.len() as u64, Ordering::Relaxed);
+        self.fetch.progress.add(part.len() as u64);
         Ok(())
+    }
+}
+
+/// An error as soon as a signal asked us to end.
+fn not_interrupted() -> Result<(), RestoreError> {
+    match crate::interrupt::requested() {
+        None => Ok(()),
+        Some(signal) => Err(RestoreError::Other {
+            cause: Cause::Interrupted,
+            message: format!("the restore was interrupted by {signal}; what it had written is removed"),
+            hint: None,
+        }),
     }
 }
 

@@ -4,6 +4,7 @@ pub mod archive_view;
 pub mod choose;
 pub mod error;
 pub mod fetch;
+pub mod layout;
 pub mod packs;
 pub mod place;
 pub mod prove;

@@ -14,6 +14,7 @@ use super::error::RestoreError;
 use super::target::TablespaceMapping;
 use crate::format::manifest::{Manifest, RangeSource, Root, Tablespace};
 use crate::local::durable::parent_of;
+use crate::output::human_size;
 
 /// Says in a data directory that a restore into it has not ended; removed by its last step.
 pub const UNFINISHED: &str = "walhold-restore-unfinished";
@@ -300,8 +301,8 @@ fn measure_space(
             format!(
                 "not enough space on the file system of {}: {} needed, {} free",
                 short.directory.display(),
-                show_bytes(short.needed),
-                show_bytes(short.available)
+                human_size(short.needed),
+                human_size(short.available)
             ),
             "make room, or restore to another file system (--pgdata, --tablespace)",
         )),
@@ -313,19 +314,6 @@ pub fn tablespace_of(path: &[u8]) -> Option<u32> {
     let rest = path.strip_prefix(b"pg_tblspc/")?;
     let digits = rest.split(|byte| *byte == b'/').next()?;
     std::str::from_utf8(digits).ok()?.parse().ok()
-}
-
-/// `1.7 GB`-like text with binary units, as people compare it with df.
-pub fn show_bytes(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let name = units.get(unit).copied().unwrap_or_default();
-    if unit == 0 { format!("{bytes} {name}") } else { format!("{value:.1} {name}") }
 }
 
 #[cfg(test)]
@@ -411,10 +399,5 @@ mod tests {
                 "the directory of tablespace fast {root}/old is not empty HINT: put it elsewhere: --tablespace fast=DIRECTORY (empty)"
             )
         );
-    }
-
-    #[test]
-    fn bytes_are_shown_as_df_shows_them() {
-        assert_eq!((show_bytes(17).as_str(), show_bytes(3 << 29).as_str()), ("17 B", "1.5 GiB"));
     }
 }

@@ -7,9 +7,10 @@
 //! a stop before the backup is consistent is FATAL as well.
 
 use super::error::RestoreError;
-use super::target::{Bound, Target};
+use super::target::Target;
 use super::wal_path::{PathEnd, WalPath};
 use crate::format::wal_index::{RecordVerdict, RestorePoint, TransactionEnd, WalIndex};
+use crate::pg::recovery::TargetInclusion;
 use crate::pg::{Lsn, PgTimestamp, WalSegmentName};
 
 /// What archived segments hold.
@@ -188,16 +189,16 @@ impl<'a> Evidence<'a> {
     }
 
     /// Proves that replay stops at `target`, and where. `consistent_at` is the backup's stop position.
-    pub fn prove(&self, target: &Target, bound: Bound, consistent_at: Lsn) -> Result<Stop, Unproven> {
+    pub fn prove(&self, target: &Target, inclusion: TargetInclusion, consistent_at: Lsn) -> Result<Stop, Unproven> {
         if self.reach < consistent_at {
             return Err(self.out_of_reach(&format!("the backup's stop at {consistent_at}"))?.into());
         }
         match target {
             Target::EndOfWal => self.prove_end(),
             Target::Immediate => Ok(self.stop(consistent_at, StopAt::Consistency)?),
-            Target::Time(time) => self.prove_time(time.moment, &time.to_string(), bound, consistent_at),
-            Target::Lsn(lsn) => self.prove_lsn(*lsn, bound, consistent_at),
-            Target::Xid(xid) => self.prove_xid(*xid, bound, consistent_at),
+            Target::Time(time) => self.prove_time(time.moment, &time.to_string(), inclusion, consistent_at),
+            Target::Lsn(lsn) => self.prove_lsn(*lsn, inclusion, consistent_at),
+            Target::Xid(xid) => self.prove_xid(*xid, inclusion, consistent_at),
             Target::Name(name) => self.prove_name(name, consistent_at),
         }
     }
@@ -214,12 +215,12 @@ impl<'a> Evidence<'a> {
         &self,
         moment: PgTimestamp,
         shown: &str,
-        bound: Bound,
+        inclusion: TargetInclusion,
         consistent_at: Lsn,
     ) -> Result<Stop, Unproven> {
-        let stops = |time: PgTimestamp| match bound {
-            Bound::Inclusive => time > moment,
-            Bound::Exclusive => time >= moment,
+        let stops = |time: PgTimestamp| match inclusion {
+            TargetInclusion::Inclusive => time > moment,
+            TargetInclusion::Exclusive => time >= moment,
         };
         let possible = |index: &WalIndex| index.transactions.is_some_and(|span| stops(span.greatest_time));
         match self.first_transaction(possible, |end| stops(end.time))? {
@@ -229,21 +230,21 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    fn prove_lsn(&self, lsn: Lsn, bound: Bound, consistent_at: Lsn) -> Result<Stop, Unproven> {
+    fn prove_lsn(&self, lsn: Lsn, inclusion: TargetInclusion, consistent_at: Lsn) -> Result<Stop, Unproven> {
         if lsn < consistent_at {
             return Err(Unproven::TooLate(format!("it is consistent only from {consistent_at}")));
         }
         let reached = self
             .readable_indexes()
             .any(|(_, index)| index.last_record.is_some_and(|last| lsn <= last && last < self.reach));
-        match (reached, bound) {
+        match (reached, inclusion) {
             (false, _) => Err(self.out_of_reach(&format!("the target position {lsn}"))?.into()),
-            (true, Bound::Inclusive) => Ok(self.stop(lsn.plus(1), StopAt::AfterLsn(lsn))?),
-            (true, Bound::Exclusive) => Ok(self.stop(lsn, StopAt::BeforeLsn(lsn))?),
+            (true, TargetInclusion::Inclusive) => Ok(self.stop(lsn.plus(1), StopAt::AfterLsn(lsn))?),
+            (true, TargetInclusion::Exclusive) => Ok(self.stop(lsn, StopAt::BeforeLsn(lsn))?),
         }
     }
 
-    fn prove_xid(&self, xid: u32, bound: Bound, consistent_at: Lsn) -> Result<Stop, Unproven> {
+    fn prove_xid(&self, xid: u32, inclusion: TargetInclusion, consistent_at: Lsn) -> Result<Stop, Unproven> {
         let possible = |index: &WalIndex| index.committed.contains(xid) || index.aborted.contains(xid);
         match self.first_transaction(possible, |end| end.xid == xid)? {
             None => Err(Unproven::NotSeen),
@@ -257,9 +258,9 @@ impl<'a> Evidence<'a> {
                     format!("to recover to that moment all the same, use --target-lsn {}", end.lsn),
                 )))
             }
-            Some(end) => Ok(match bound {
-                Bound::Inclusive => self.stop(end.end, StopAt::After(end))?,
-                Bound::Exclusive => self.stop(end.lsn, StopAt::Before(end))?,
+            Some(end) => Ok(match inclusion {
+                TargetInclusion::Inclusive => self.stop(end.end, StopAt::After(end))?,
+                TargetInclusion::Exclusive => self.stop(end.lsn, StopAt::Before(end))?,
             }),
         }
     }

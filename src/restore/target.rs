@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::error::RestoreError;
 use super::time_text::{TargetTime, parse_target_time};
 use crate::format::BackupId;
+use crate::pg::recovery::{RESTORE_POINT_NAME_MAX, RecoveryTarget, TargetTimeline};
 use crate::pg::{Lsn, TimelineId};
 
 /// The moment as it was asked for; a time is still text, because the zone it is read in comes from a backup.
@@ -44,64 +45,17 @@ pub enum Target {
     Name(String),
 }
 
-/// Whether the target itself is replayed (`recovery_target_inclusive`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Bound {
-    /// It is.
-    Inclusive,
-    /// Replay stops just before it.
-    Exclusive,
-}
-
-/// What the server does at the target (`recovery_target_action`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum TargetAction {
-    /// Stays read-only until told to go on
-    Pause,
-    /// Becomes a primary on a new timeline
-    Promote,
-    /// Shuts down
-    Shutdown,
-}
-
-impl fmt::Display for TargetAction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            TargetAction::Pause => "pause",
-            TargetAction::Promote => "promote",
-            TargetAction::Shutdown => "shutdown",
-        })
-    }
-}
-
-/// Which line of history is followed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TimelineRequest {
-    /// The newest one that the backup can reach.
-    Latest,
-    /// The one that the backup was taken on.
-    Current,
-    /// This one.
-    Number(TimelineId),
-}
-
-impl std::str::FromStr for TimelineRequest {
-    type Err = String;
-
-    /// `latest`, `current`, or a number as `recovery_target_timeline` takes it (decimal, or hexadecimal after `0x`).
-    fn from_str(text: &str) -> Result<TimelineRequest, String> {
-        let number = match text.strip_prefix("0x") {
-            Some(digits) => u32::from_str_radix(digits, 16).ok(),
-            None => text.parse().ok(),
-        };
-        match (text, number.and_then(TimelineId::new)) {
-            ("latest", _) => Ok(TimelineRequest::Latest),
-            ("current", _) => Ok(TimelineRequest::Current),
-            (_, Some(timeline)) => Ok(TimelineRequest::Number(timeline)),
-            _ => Err(format!("{text:?} is not a timeline; expected latest, current or a number from 1")),
-        }
+/// Reads `latest`, `current`, or a number as `recovery_target_timeline` takes it (decimal, or hexadecimal after `0x`).
+pub fn parse_timeline(text: &str) -> Result<TargetTimeline, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    match (text, number.and_then(TimelineId::new)) {
+        ("latest", _) => Ok(TargetTimeline::Latest),
+        ("current", _) => Ok(TargetTimeline::Current),
+        (_, Some(timeline)) => Ok(TargetTimeline::Id(timeline)),
+        _ => Err(format!("{text:?} is not a timeline; expected latest, current or a number from 1")),
     }
 }
 
@@ -175,9 +129,6 @@ impl std::str::FromStr for TablespaceMapping {
     }
 }
 
-/// The most bytes in a restore point's name (`MAXFNAMELEN - 1`).
-const LONGEST_NAME: usize = 63;
-
 impl TargetRequest {
     /// A transaction's number as `pg_current_xact_id()` shows it: the upper half counts wrap-arounds and is not in the WAL.
     pub fn xid(number: u64) -> Result<TargetRequest, RestoreError> {
@@ -197,13 +148,13 @@ impl TargetRequest {
             TargetRequest::Immediate => Target::Immediate,
             TargetRequest::Lsn(lsn) => Target::Lsn(*lsn),
             TargetRequest::Xid(xid) => Target::Xid(*xid),
-            TargetRequest::Name(name) if (1..=LONGEST_NAME).contains(&name.len()) => {
+            TargetRequest::Name(name) if (1..=RESTORE_POINT_NAME_MAX).contains(&name.len()) => {
                 Target::Name(name.clone())
             }
             TargetRequest::Name(name) => {
                 return Err(RestoreError::refused(
                     format!("{name:?} cannot be a restore point's name"),
-                    format!("names have 1 to {LONGEST_NAME} bytes"),
+                    format!("names have 1 to {RESTORE_POINT_NAME_MAX} bytes"),
                 ));
             }
             TargetRequest::Time(text) => {
@@ -212,6 +163,32 @@ impl TargetRequest {
                 })?
             }
         })
+    }
+}
+
+impl Target {
+    /// As the server is told.
+    pub fn to_recovery_target(&self) -> RecoveryTarget {
+        match self {
+            Target::EndOfWal => RecoveryTarget::Latest,
+            Target::Immediate => RecoveryTarget::Immediate,
+            Target::Time(time) => RecoveryTarget::Time(time.moment),
+            Target::Lsn(lsn) => RecoveryTarget::Lsn(*lsn),
+            Target::Xid(xid) => RecoveryTarget::Xid(*xid),
+            Target::Name(name) => RecoveryTarget::Name(name.clone()),
+        }
+    }
+
+    /// `time`, `lsn`, …, for JSON.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Target::EndOfWal => "end-of-wal",
+            Target::Immediate => "immediate",
+            Target::Time(_) => "time",
+            Target::Lsn(_) => "lsn",
+            Target::Xid(_) => "xid",
+            Target::Name(_) => "name",
+        }
     }
 }
 
@@ -244,12 +221,12 @@ mod tests {
 
     #[test]
     fn timelines_are_read_as_postgresql_reads_them() {
-        let number = |n| TimelineRequest::Number(TimelineId::new(n).unwrap());
-        assert_eq!("latest".parse(), Ok(TimelineRequest::Latest));
-        assert_eq!("12".parse(), Ok(number(12)));
-        assert_eq!("0xC".parse(), Ok(number(12)));
+        let number = |n| TargetTimeline::Id(TimelineId::new(n).unwrap());
+        assert_eq!(parse_timeline("latest"), Ok(TargetTimeline::Latest));
+        assert_eq!(parse_timeline("12"), Ok(number(12)));
+        assert_eq!(parse_timeline("0xC"), Ok(number(12)));
         for text in ["", "0", "-1", "Latest", "0x", "x"] {
-            assert!(text.parse::<TimelineRequest>().is_err(), "{text:?} was accepted");
+            assert!(parse_timeline(text).is_err(), "{text:?} was accepted");
         }
     }
 
