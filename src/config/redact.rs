@@ -4,7 +4,6 @@ use std::fmt;
 
 use super::schema::Secrecy;
 use crate::pg::client::ConnectionSettings;
-use crate::repository::RepositorySettings;
 
 /// Stands for what is not shown.
 pub const HIDDEN: &str = "(hidden)";

@@ -1,1 +1,3 @@
-//! To be written.
+//! The WAL engines.
+
+pub mod scan;
