@@ -19,12 +19,18 @@ pub struct ServerBinaries {
 pub fn find_binaries(major: u32, named: Option<&Path>) -> Result<ServerBinaries, RestoreError> {
     if let Some(directory) = named {
         let version = version_of(directory).map_err(|problem| {
-            RestoreError::refused(problem, format!("--pg-bin names the directory with postgres and pg_ctl of PostgreSQL {major}"))
+            RestoreError::refused(
+                problem,
+                format!("--pg-bin names the directory with postgres and pg_ctl of PostgreSQL {major}"),
+            )
         })?;
         return match major_of(&version) {
             Some(found) if found == major => Ok(ServerBinaries { directory: directory.to_owned(), version }),
             _ => Err(RestoreError::refused(
-                format!("{} is PostgreSQL {version}, the backup is of PostgreSQL {major}", directory.join("postgres").display()),
+                format!(
+                    "{} is PostgreSQL {version}, the backup is of PostgreSQL {major}",
+                    directory.join("postgres").display()
+                ),
                 format!("name the directory of PostgreSQL {major}'s programs with --pg-bin"),
             )),
         };
@@ -37,7 +43,9 @@ pub fn find_binaries(major: u32, named: Option<&Path>) -> Result<ServerBinaries,
         }
     }
     Err(RestoreError::refused(
-        format!("the programs of PostgreSQL {major} are not found (in /usr/lib/postgresql/{major}/bin, by pg_config, in PATH)"),
+        format!(
+            "the programs of PostgreSQL {major} are not found (in /usr/lib/postgresql/{major}/bin, by pg_config, in PATH)"
+        ),
         "install them, or name their directory with --pg-bin",
     ))
 }
@@ -58,13 +66,14 @@ fn usual_directories(major: u32) -> Vec<PathBuf> {
 /// `15.18 (Debian …)`, or why it is not known.
 fn version_of(directory: &Path) -> Result<String, String> {
     let program = directory.join("postgres");
-    let output = Command::new(&program)
-        .arg("--version")
-        .output()
-        .map_err(|error| format!("run {} --version: {}", program.display(), crate::error::system_words(&error)))?;
+    let output = Command::new(&program).arg("--version").output().map_err(|error| {
+        format!("run {} --version: {}", program.display(), crate::error::system_words(&error))
+    })?;
     let text = String::from_utf8_lossy(&output.stdout);
     let version = text.trim().strip_prefix("postgres (PostgreSQL) ");
-    version.map(str::to_owned).ok_or_else(|| format!("{} --version does not answer like PostgreSQL", program.display()))
+    version
+        .map(str::to_owned)
+        .ok_or_else(|| format!("{} --version does not answer like PostgreSQL", program.display()))
 }
 
 /// `15` of `15.18`, `18` of `18beta1`.

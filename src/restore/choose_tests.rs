@@ -260,10 +260,7 @@ fn the_latest_timeline_is_followed_past_backups_that_it_left_behind() {
     let choice = ask(&archive, &backups, &old).unwrap();
     assert_eq!((&choice.backup.id, choice.stop.last_kept.unwrap().xid), (&backups[1].id, 706));
     let current = Question { timeline: TargetTimeline::Current, ..question(Target::EndOfWal) };
-    assert_eq!(
-        ask(&archive, &backups, &current).unwrap().recovery_timeline,
-        TargetTimeline::Id(tli(1))
-    );
+    assert_eq!(ask(&archive, &backups, &current).unwrap().recovery_timeline, TargetTimeline::Id(tli(1)));
 }
 
 #[test]

@@ -16,9 +16,8 @@ use crate::pg::recovery::{
 pub fn restore_command(binary: &Path, config: &Config) -> (String, Vec<String>) {
     let mut words = Vec::new();
     let mut left_out = Vec::new();
-    let hidden = |variable: &str| {
-        config.table.iter().any(|row| row.hidden && variable_of(&row.key) == variable)
-    };
+    let hidden =
+        |variable: &str| config.table.iter().any(|row| row.hidden && variable_of(&row.key) == variable);
     for (variable, value) in config.carried_variables() {
         if hidden(variable) {
             left_out.push(variable.to_owned());
@@ -37,7 +36,10 @@ pub fn restore_command(binary: &Path, config: &Config) -> (String, Vec<String>) 
 
 /// The variable of a setting's key: `repository.url` has a name of its own in the schema.
 fn variable_of(key: &str) -> &'static str {
-    crate::config::schema::SETTINGS.iter().find(|setting| setting.key == key).map_or("", |setting| setting.variable)
+    crate::config::schema::SETTINGS
+        .iter()
+        .find(|setting| setting.key == key)
+        .map_or("", |setting| setting.variable)
 }
 
 /// Variables that clouds' tools read and that hold or name credentials, as far as they are set here.
@@ -84,7 +86,10 @@ pub fn own_places(text: &str, pgdata: &Path, has: impl Fn(&str) -> bool) -> Vec<
             None => PathBuf::new(),
         };
         let current = Path::new(&value);
-        if current.is_absolute() && current != wanted && (name == "data_directory" || !current.starts_with(pgdata)) {
+        if current.is_absolute()
+            && current != wanted
+            && (name == "data_directory" || !current.starts_with(pgdata))
+        {
             lines.push((name.to_owned(), wanted.display().to_string()));
         }
     }
@@ -94,7 +99,8 @@ pub fn own_places(text: &str, pgdata: &Path, has: impl Fn(&str) -> bool) -> Vec<
 /// The text of those lines, to be appended.
 pub fn own_places_text(lines: &[(String, String)]) -> String {
     let mut text =
-        "\n# Added by walhold restore: the lines above name files of the server that was backed up.\n".to_owned();
+        "\n# Added by walhold restore: the lines above name files of the server that was backed up.\n"
+            .to_owned();
     for (name, value) in lines {
         text.push_str(&format!("{name} = {}\n", quote_value(value)));
     }
@@ -195,11 +201,16 @@ mod tests {
 
     #[test]
     fn leftover_recovery_settings_are_removed() {
-        let restored = "# comment\nwork_mem = '8MB'\nrecovery_target_time = '2020-01-01'\nprimary_conninfo = 'x'\n";
+        let restored =
+            "# comment\nwork_mem = '8MB'\nrecovery_target_time = '2020-01-01'\nprimary_conninfo = 'x'\n";
         let recovery = Recovery { target: RecoveryTarget::Xid(745), ..Recovery::default() };
-        let bytes = auto_conf(restored.as_bytes(), &recovery, &[("archive_mode".to_owned(), "off".to_owned())]);
+        let bytes =
+            auto_conf(restored.as_bytes(), &recovery, &[("archive_mode".to_owned(), "off".to_owned())]);
         let text = String::from_utf8(bytes).unwrap();
-        assert!(text.starts_with("# comment\nwork_mem = '8MB'\nprimary_conninfo = 'x'\nrestore_command = ''\n"), "{text}");
+        assert!(
+            text.starts_with("# comment\nwork_mem = '8MB'\nprimary_conninfo = 'x'\nrestore_command = ''\n"),
+            "{text}"
+        );
         assert!(text.ends_with("recovery_target_xid = '745'\narchive_mode = 'off'\n"), "{text}");
         assert_eq!(text.matches("recovery_target_time").count(), 1);
         let recovery = Recovery { restore_command: "/\u{e9}/walhold".to_owned(), ..Recovery::default() };
@@ -217,7 +228,9 @@ mod tests {
             "\n# Added by walhold restore: the lines above name files of the server that was backed up.\n\
              data_directory = '/srv/copy'\nhba_file = '/srv/copy/pg_hba.conf'\nexternal_pid_file = ''\n"
         );
-        assert!(own_places("#data_directory = 'x'\nport = 5433\n", Path::new("/srv/copy"), |_| true).is_empty());
+        assert!(
+            own_places("#data_directory = 'x'\nport = 5433\n", Path::new("/srv/copy"), |_| true).is_empty()
+        );
         assert!(own_places("data_directory = '/srv/copy'\n", Path::new("/srv/copy"), |_| true).is_empty());
     }
 

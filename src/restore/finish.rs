@@ -88,7 +88,8 @@ impl Writer<'_> {
         if path.is_dir() {
             return Ok(());
         }
-        let mode = std::fs::metadata(self.pgdata).map_or(0o700, |metadata| metadata.permissions().mode() & 0o777);
+        let mode =
+            std::fs::metadata(self.pgdata).map_or(0o700, |metadata| metadata.permissions().mode() & 0o777);
         std::fs::DirBuilder::new()
             .mode(mode)
             .create(&path)
@@ -104,8 +105,7 @@ impl Writer<'_> {
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RestoreError> {
         let path = self.pgdata.join(name);
         let write = || {
-            let mut file =
-                File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
             file.write_all(bytes)
         };
         write().map_err(|error| RestoreError::local("write", &path, &error))?;
@@ -124,7 +124,8 @@ impl Writer<'_> {
     fn write_synced(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), RestoreError> {
         let path = self.pgdata.join(name);
         let fail = |error: std::io::Error| RestoreError::local("write", &path, &error);
-        let mut file = File::options().write(true).create_new(true).mode(mode & 0o7777).open(&path).map_err(fail)?;
+        let mut file =
+            File::options().write(true).create_new(true).mode(mode & 0o7777).open(&path).map_err(fail)?;
         // Owner first: a name that is on the disk must be one that the server can open.
         self.own(&path)?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)

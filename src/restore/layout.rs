@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::RestoreError;
 use super::place::{DirectoryState, Owner, Place, UNFINISHED};
+use super::plan::RestorePlan;
 use crate::format::manifest::Manifest;
 
 /// Removes what a failed restore made, when dropped without [`Cleanup::keep`]. Only directories that were absent or empty are
@@ -53,7 +54,8 @@ fn empty(directory: &Path) {
 
 /// Makes the directories. `started` is written into the note that marks the directory as unfinished.
 pub fn lay_out(place: &Place, manifest: &Manifest, started: &str) -> Result<Cleanup, RestoreError> {
-    let mode = manifest.directories.iter().find(|entry| entry.path == b"global").map_or(0o700, |entry| entry.mode);
+    let mode =
+        manifest.directories.iter().find(|entry| entry.path == b"global").map_or(0o700, |entry| entry.mode);
     let maker = Maker { owner: ownership(place) };
     let mut cleanup = Cleanup { made: Vec::new() };
     cleanup.made.push((place.pgdata.clone(), place.pgdata_state));
@@ -84,6 +86,22 @@ pub fn lay_out(place: &Place, manifest: &Manifest, started: &str) -> Result<Clea
         }
     }
     Ok(cleanup)
+}
+
+/// Makes the directories that configuration from outside PGDATA goes into (`conf.d`).
+pub fn make_adopted_directories(plan: &RestorePlan) -> Result<(), RestoreError> {
+    let maker = Maker { owner: ownership(&plan.place) };
+    for adopted in &plan.adopted {
+        let parents: Vec<&Path> =
+            adopted.to.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
+        for parent in parents.into_iter().rev() {
+            let directory = plan.place.pgdata.join(parent);
+            if !directory.is_dir() {
+                maker.make(&directory, 0o700)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn link(path: &Path, to: &Path, maker: &Maker) -> Result<(), RestoreError> {

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::archive_view::ArchiveView;
-use super::backups;
+use super::backups::{self, FoundBackups};
 use super::binaries::{ServerBinaries, find_binaries};
 use super::choose::{Choice, GapPolicy, Question, choose};
 use super::configuration::{
@@ -18,9 +18,12 @@ use super::stored_wal::StoredWal;
 use super::target::{BackupRequest, Role, TablespaceMapping, Target, TargetRequest};
 use crate::codec::KeyRing;
 use crate::config::Config;
-use crate::format::manifest::{FileEntry, Manifest, Root};
+use crate::format::BackupId;
+use crate::format::manifest::{BackupSummary, FileEntry, Manifest, Root};
 use crate::pg::control::ControlFile;
-use crate::pg::recovery::{Recovery, RecoveryMode, TargetAction, TargetInclusion, TargetTimeline, parse_settings};
+use crate::pg::recovery::{
+    Recovery, RecoveryMode, TargetAction, TargetInclusion, TargetTimeline, parse_settings,
+};
 use crate::repository::Repository;
 
 /// What the operator asks for.
@@ -102,7 +105,8 @@ pub fn make_plan(
     request: RestoreRequest,
 ) -> Result<RestorePlan, RestoreError> {
     check_request(&request)?;
-    let summaries = backups::complete_backups(repository, &config.cluster, keys)?;
+    let found = backups::find_backups(repository, &config.cluster, keys)?;
+    let (summaries, unreadable) = usable_backups(found, &request.backup)?;
     let zone = backups::newest(&summaries).map_or("UTC", |newest| newest.time_zone.as_str());
     let target = request.target.resolve(zone)?;
     let question = Question {
@@ -140,10 +144,25 @@ pub fn make_plan(
         binaries,
     };
     plan.notes.extend(stored_wal.notes());
+    plan.warnings.extend(unreadable);
     plan.set_recovery(config)?;
     plan.look_into_configuration(repository, keys)?;
     plan.add_warnings();
     Ok(plan)
+}
+
+/// The readable backups, and a warning for each other one. The one that was asked for must be readable, and so must one at least.
+fn usable_backups(
+    found: FoundBackups,
+    request: &BackupRequest,
+) -> Result<(Vec<BackupSummary>, Vec<String>), RestoreError> {
+    let FoundBackups { complete, mut unreadable } = found;
+    let asked = |id: &BackupId| matches!(request, BackupRequest::Id(asked) if asked == id);
+    if let Some(position) = unreadable.iter().position(|(id, _)| asked(id) || complete.is_empty()) {
+        return Err(unreadable.swap_remove(position).1.into());
+    }
+    let warnings = unreadable.iter().map(|(id, error)| format!("backup {id} is passed over: {error}"));
+    Ok((complete, warnings.collect()))
 }
 
 /// What cannot be meant, whatever the repository holds.
@@ -173,7 +192,10 @@ fn choose_without_backups(question: &Question) -> RestoreError {
     let view = ArchiveView::new(crate::pg::WalSegmentSize::DEFAULT);
     match choose(&[], &view, &super::stored_wal::NoWal, question) {
         Err(error) => error,
-        Ok(_) => RestoreError::refused("there is no complete backup to restore", "take one with walhold backup-push"),
+        Ok(_) => RestoreError::refused(
+            "there is no complete backup to restore",
+            "take one with walhold backup-push",
+        ),
     }
 }
 
@@ -193,7 +215,10 @@ fn find_programs(
     let binaries = find_binaries(manifest.summary.server_version / 10_000, programs.as_deref())?;
     if place.owner.uid == 0 {
         return Err(RestoreError::refused(
-            format!("the files in {} would belong to root, and PostgreSQL does not run as root", place.pgdata.display()),
+            format!(
+                "the files in {} would belong to root, and PostgreSQL does not run as root",
+                place.pgdata.display()
+            ),
             format!(
                 "make the directory for the server's user first: install -d -o postgres -g postgres -m 700 {}",
                 place.pgdata.display()
@@ -270,7 +295,11 @@ impl RestorePlan {
             }
         }
         self.recovery = Recovery {
-            mode: if self.request.role == Role::Standby { RecoveryMode::Standby } else { RecoveryMode::Recovery },
+            mode: if self.request.role == Role::Standby {
+                RecoveryMode::Standby
+            } else {
+                RecoveryMode::Recovery
+            },
             target: self.target.to_recovery_target(),
             inclusion: self.request.inclusion,
             action: self.request.action,
@@ -282,7 +311,11 @@ impl RestorePlan {
     }
 
     /// Reads the configuration files that will count, for what must be changed or warned of.
-    fn look_into_configuration(&mut self, repository: &Repository, keys: &KeyRing) -> Result<(), RestoreError> {
+    fn look_into_configuration(
+        &mut self,
+        repository: &Repository,
+        keys: &KeyRing,
+    ) -> Result<(), RestoreError> {
         let adopted_main = self.adopted.iter().find(|adopted| adopted.to == Path::new("postgresql.conf"));
         let own = find_file(&self.manifest, b"postgresql.conf").map(|(_, file)| file);
         let main = adopted_main.and_then(|adopted| self.manifest.files.get(adopted.file)).or(own);
@@ -315,7 +348,9 @@ impl RestorePlan {
             ));
         }
         for (name, value) in &self.own_places {
-            self.notes.push(format!("postgresql.conf gets {name} = '{value}', because it names a file of the original"));
+            self.notes.push(format!(
+                "postgresql.conf gets {name} = '{value}', because it names a file of the original"
+            ));
         }
         Ok(())
     }

@@ -6,26 +6,31 @@
 //! xid; a time stops *before* the first record that is later, so there must be one (PostgreSQL 13+ ends with FATAL otherwise);
 //! a stop before the backup is consistent is FATAL as well.
 
+use std::sync::Arc;
+
 use super::error::RestoreError;
 use super::target::Target;
 use super::wal_path::{PathEnd, WalPath};
-use crate::format::wal_index::{RecordVerdict, RestorePoint, TransactionEnd, WalIndex};
+use crate::format::wal_index::{
+    RecordVerdict, RestorePoint, SegmentFacts, SpanningRecord, TransactionEnd, WalIndex,
+};
 use crate::pg::recovery::TargetInclusion;
+use crate::pg::wal_record::RecordHeader;
 use crate::pg::{Lsn, PgTimestamp, WalSegmentName};
 
 /// What archived segments hold.
 pub trait WalContents {
-    /// The indexes of all segments of the path, records that span two of them put together.
-    fn indexes(&self, path: &WalPath) -> Result<Vec<WalIndex>, RestoreError>;
+    /// The indexes of all segments of the path, with the records that span two of them put back.
+    fn facts(&self, path: &WalPath) -> Result<Vec<SegmentFacts>, RestoreError>;
 
-    /// Every commit and abort that begins in one segment of the path, in LSN order.
-    fn transactions(&self, path: &WalPath, position: usize) -> Result<Vec<TransactionEnd>, RestoreError>;
+    /// Every commit and abort that begins and ends in this segment, in LSN order.
+    fn transactions(&self, segment: WalSegmentName) -> Result<Arc<Vec<TransactionEnd>>, RestoreError>;
 }
 
 /// The WAL that replay of one backup would read.
 pub struct Evidence<'a> {
     path: &'a WalPath,
-    indexes: Vec<WalIndex>,
+    facts: Vec<SegmentFacts>,
     contents: &'a dyn WalContents,
     /// How many of the path's segments can be read, the last one perhaps in part.
     readable: usize,
@@ -108,13 +113,22 @@ impl From<RestoreError> for Unproven {
 impl<'a> Evidence<'a> {
     /// Reads the indexes of the path's segments.
     pub fn gather(path: &'a WalPath, contents: &'a dyn WalContents) -> Result<Evidence<'a>, RestoreError> {
-        let indexes = contents.indexes(path)?;
-        let (readable, reach, limit) = readable_part(path, &indexes);
-        Ok(Evidence { path, indexes, contents, readable, reach, limit })
+        let facts = contents.facts(path)?;
+        let (readable, reach, limit) = readable_part(path, &facts);
+        Ok(Evidence { path, facts, contents, readable, reach, limit })
     }
 
     fn readable_indexes(&self) -> impl DoubleEndedIterator<Item = (usize, &WalIndex)> {
-        self.indexes.iter().enumerate().take(self.readable)
+        self.facts.iter().map(|facts| &facts.index).enumerate().take(self.readable)
+    }
+
+    /// Every commit and abort that begins in a segment of the path, the one that goes on in the next segment included.
+    fn transactions(&self, position: usize) -> Result<Vec<TransactionEnd>, RestoreError> {
+        let Some(segment) = self.path.segments.get(position) else { return Ok(Vec::new()) };
+        let mut ends = self.contents.transactions(segment.name)?.to_vec();
+        let last = self.facts.get(position).and_then(|facts| facts.index.transactions).map(|span| span.last);
+        ends.extend(last.filter(|last| ends.last().is_none_or(|end| end.lsn < last.lsn)));
+        Ok(ends)
     }
 
     /// The first commit or abort from the path's start on that fulfils `wanted`. `possible` says from a segment's index
@@ -128,7 +142,7 @@ impl<'a> Evidence<'a> {
             if index.transactions.is_none() || !possible(index) {
                 continue;
             }
-            let transactions = self.contents.transactions(self.path, position)?;
+            let transactions = self.transactions(position)?;
             let found = transactions.into_iter().find(|end| self.replayable(end) && wanted(end));
             if found.is_some() {
                 return Ok(found);
@@ -149,7 +163,7 @@ impl<'a> Evidence<'a> {
                 return Ok(Some(span.last));
             }
             if span.first.lsn < lsn {
-                let transactions = self.contents.transactions(self.path, position)?;
+                let transactions = self.transactions(position)?;
                 let found = transactions.into_iter().rev().find(|end| end.lsn < lsn && self.replayable(end));
                 if found.is_some() {
                     return Ok(found);
@@ -189,7 +203,12 @@ impl<'a> Evidence<'a> {
     }
 
     /// Proves that replay stops at `target`, and where. `consistent_at` is the backup's stop position.
-    pub fn prove(&self, target: &Target, inclusion: TargetInclusion, consistent_at: Lsn) -> Result<Stop, Unproven> {
+    pub fn prove(
+        &self,
+        target: &Target,
+        inclusion: TargetInclusion,
+        consistent_at: Lsn,
+    ) -> Result<Stop, Unproven> {
         if self.reach < consistent_at {
             return Err(self.out_of_reach(&format!("the backup's stop at {consistent_at}"))?.into());
         }
@@ -234,14 +253,25 @@ impl<'a> Evidence<'a> {
         if lsn < consistent_at {
             return Err(Unproven::TooLate(format!("it is consistent only from {consistent_at}")));
         }
-        let reached = self
-            .readable_indexes()
-            .any(|(_, index)| index.last_record.is_some_and(|last| lsn <= last && last < self.reach));
+        let reached = self.facts.iter().take(self.readable).any(|facts| self.has_record_from(facts, lsn));
+        let reached = reached || self.first_from(lsn)?.is_some();
         match (reached, inclusion) {
             (false, _) => Err(self.out_of_reach(&format!("the target position {lsn}"))?.into()),
             (true, TargetInclusion::Inclusive) => Ok(self.stop(lsn.plus(1), StopAt::AfterLsn(lsn))?),
             (true, TargetInclusion::Exclusive) => Ok(self.stop(lsn, StopAt::BeforeLsn(lsn))?),
         }
+    }
+
+    /// Whether a record that can be replayed begins in this segment at or after `lsn`. A record that does not end in the archive is none, but
+    /// names the one before it.
+    fn has_record_from(&self, facts: &SegmentFacts, lsn: Lsn) -> bool {
+        let last = match facts.spanning {
+            SpanningRecord::Unfinished => {
+                RecordHeader::read(&facts.index.tail.bytes).map(|header| header.previous)
+            }
+            _ => facts.index.last_record,
+        };
+        last.is_some_and(|last| lsn <= last && last < self.reach)
     }
 
     fn prove_xid(&self, xid: u32, inclusion: TargetInclusion, consistent_at: Lsn) -> Result<Stop, Unproven> {
@@ -353,24 +383,39 @@ pub fn name_used_twice(name: &str, points: &[RestorePoint]) -> RestoreError {
 }
 
 /// How far records can be read, and why not further.
-fn readable_part(path: &WalPath, indexes: &[WalIndex]) -> (usize, Lsn, Limit) {
-    for (position, (segment, index)) in path.segments.iter().zip(indexes).enumerate() {
+fn readable_part(path: &WalPath, facts: &[SegmentFacts]) -> (usize, Lsn, Limit) {
+    for (position, (segment, facts)) in path.segments.iter().zip(facts).enumerate() {
+        let (index, count) = (&facts.index, position + 1);
         let minimal = index.wal_levels.iter().find(|(at, level)| *level == 0 && path.start <= *at);
         if let Some((at, _)) = minimal.filter(|(at, _)| *at < segment.until) {
-            return (position + 1, *at, Limit::MinimalWal { at: *at });
+            return (count, *at, Limit::MinimalWal { at: *at });
         }
+        let damage = |at, problem: &String| {
+            let limit = Limit::Damage { segment: segment.name, at, problem: problem.clone() };
+            (count, at, limit)
+        };
         if let RecordVerdict::Damaged { at, problem } = &index.verdict
             && *at < segment.until
         {
-            let limit = Limit::Damage { segment: segment.name, at: *at, problem: problem.clone() };
-            return (position + 1, *at, limit);
+            return damage(*at, problem);
+        }
+        if let Some(problem) = &facts.break_after
+            && count < path.segments.len()
+        {
+            return damage(end_of_records(facts).min(segment.until), problem);
         }
     }
     let limit = Limit::Path(path.end.clone());
-    let (Some(segment), Some(index)) = (path.segments.last(), indexes.last()) else {
-        return (0, path.start, limit);
-    };
-    // A record that goes on in a segment that is not there cannot be replayed.
-    let whole = if index.tail.record.is_valid() { index.tail.record } else { index.valid_until };
-    (path.segments.len(), whole.min(segment.until), limit)
+    match path.segments.last().zip(facts.last()) {
+        None => (0, path.start, limit),
+        Some((segment, last)) => (path.segments.len(), end_of_records(last).min(segment.until), limit),
+    }
+}
+
+/// Where the last record that can be replayed ends: one that goes on in a segment that is not there cannot.
+fn end_of_records(facts: &SegmentFacts) -> Lsn {
+    match facts.spanning {
+        SpanningRecord::Unfinished => facts.index.tail.record,
+        _ => facts.index.valid_until,
+    }
 }

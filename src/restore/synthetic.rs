@@ -1,14 +1,16 @@
 //! Archives made up for the tests of [`super::prove`] and [`super::choose`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::archive_view::ArchiveView;
 use super::error::RestoreError;
 use super::prove::WalContents;
-use super::wal_path::WalPath;
+use super::wal_path::{PathSegment, WalPath};
 use crate::format::manifest::{BackupKind, BackupSummary};
 use crate::format::wal_index::{
-    Outcome, RecordVerdict, RestorePoint, TransactionEnd, TransactionSpan, WalIndex, XidSet,
+    Outcome, RecordVerdict, RestorePoint, SegmentFacts, SpanningRecord, TransactionEnd, TransactionSpan,
+    WalIndex, XidSet,
 };
 use crate::pg::{
     Lsn, PgTimestamp, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName, WalSegmentNumber,
@@ -112,12 +114,18 @@ impl Archive {
 }
 
 impl WalContents for Archive {
-    fn indexes(&self, path: &WalPath) -> Result<Vec<WalIndex>, RestoreError> {
-        Ok(path.segments.iter().map(|segment| self.indexes[&segment.name].clone()).collect())
+    fn facts(&self, path: &WalPath) -> Result<Vec<SegmentFacts>, RestoreError> {
+        let facts = |segment: &PathSegment| {
+            let index = self.indexes[&segment.name].clone();
+            let unfinished = index.tail.record.is_valid();
+            let spanning = if unfinished { SpanningRecord::Unfinished } else { SpanningRecord::None };
+            SegmentFacts { index, spanning, break_after: None }
+        };
+        Ok(path.segments.iter().map(facts).collect())
     }
 
-    fn transactions(&self, path: &WalPath, position: usize) -> Result<Vec<TransactionEnd>, RestoreError> {
-        Ok(self.ends[&path.segments[position].name].clone())
+    fn transactions(&self, segment: WalSegmentName) -> Result<Arc<Vec<TransactionEnd>>, RestoreError> {
+        Ok(Arc::new(self.ends[&segment].clone()))
     }
 }
 

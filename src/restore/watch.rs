@@ -97,7 +97,13 @@ impl LogFindings {
             self.shut_down_at_target = true;
         } else if let Some(rest) = after("FATAL:  ").or_else(|| after("PANIC:  ")) {
             // Clients that come too early are refused with FATAL as well.
-            let client = ["the database system is ", "role ", "password authentication", "no pg_hba.conf entry", "database \""];
+            let client = [
+                "the database system is ",
+                "role ",
+                "password authentication",
+                "no pg_hba.conf entry",
+                "database \"",
+            ];
             if !client.iter().any(|beginning| rest.starts_with(beginning)) {
                 self.fatal = Some(rest.to_owned());
             }
@@ -253,7 +259,10 @@ mod tests {
 
     #[test]
     fn pausing_and_following_are_told_apart() {
-        assert_eq!(read("x LOG:  pausing at the end of recovery").end(Role::Clone), Some(RecoveryEnd::Paused));
+        assert_eq!(
+            read("x LOG:  pausing at the end of recovery").end(Role::Clone),
+            Some(RecoveryEnd::Paused)
+        );
         let following = read("x LOG:  database system is ready to accept read-only connections");
         assert_eq!(following.end(Role::Standby), Some(RecoveryEnd::Following));
         assert_eq!(following.end(Role::Clone), None);
