@@ -212,7 +212,7 @@ mod tests {
             "{text}"
         );
         assert!(text.ends_with("recovery_target_xid = '745'\narchive_mode = 'off'\n"), "{text}");
-        assert_eq!(text.matches("recovery_target_time").count(), 1);
+        assert_eq!(text.matches("recovery_target_time =").count(), 1);
         let recovery = Recovery { restore_command: "/\u{e9}/walhold".to_owned(), ..Recovery::default() };
         let bytes = auto_conf(b"# \xe9\n", &recovery, &[]);
         assert!(bytes.starts_with(b"# \xe9\nrestore_command = '/\xc3\xa9/walhold'\n"));
