@@ -15,8 +15,8 @@
 
 use serde::Serialize;
 
-pub use crate::pg::wal_event::{CheckpointKind, Outcome};
 use crate::pg::wal_event::Event;
+pub use crate::pg::wal_event::{CheckpointKind, Outcome};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
 
 mod chain;

@@ -216,7 +216,13 @@ mod tests {
     use super::super::wal_record::{decode_record, tests::record};
     use super::*;
 
-    fn event(xid: u32, info: u8, rmgr: u8, data: &[u8], major: Option<u32>) -> Result<Option<Event>, &'static str> {
+    fn event(
+        xid: u32,
+        info: u8,
+        rmgr: u8,
+        data: &[u8],
+        major: Option<u32>,
+    ) -> Result<Option<Event>, &'static str> {
         let mut rest = vec![254];
         rest.extend_from_slice(&(data.len() as u32).to_le_bytes());
         rest.extend_from_slice(data);
@@ -249,9 +255,8 @@ mod tests {
         let stats_18 = [1, 3, 5, 16384, 0];
         let invalidations = [1, 0, 0, 0, 0];
         let tail = [70, 0x64_69_67];
-        let commit = |stats: &[u32]| {
-            words(&[&head[..], &subxacts, &relations, stats, &invalidations, &tail].concat())
-        };
+        let commit =
+            |stats: &[u32]| words(&[&head[..], &subxacts, &relations, stats, &invalidations, &tail].concat());
         let abort = words(&[&head[..], &subxacts, &relations, &stats_18, &tail].concat());
         assert_eq!(event(9, 0xB0, 1, &commit(&stats_17), Some(15)), end(70, 5, Outcome::Committed));
         assert_eq!(event(9, 0xB0, 1, &commit(&stats_18), Some(18)), end(70, 5, Outcome::Committed));
@@ -268,13 +273,23 @@ mod tests {
         let mut point = words(&[1, 0]);
         point.extend_from_slice(b"before the upgrade");
         point.resize(72, 0);
-        let expected = Event::RestorePoint { time: PgTimestamp::new(1), name: "before the upgrade".to_owned() };
+        let expected =
+            Event::RestorePoint { time: PgTimestamp::new(1), name: "before the upgrade".to_owned() };
         assert_eq!(event(0, 0x70, 0, &point, Some(15)), Ok(Some(expected)));
-        assert_eq!(event(0, 0x60, 0, &words(&[100, 8, 10, 0, 64, 2, 0]), Some(15)), Ok(Some(Event::WalLevel(2))));
+        assert_eq!(
+            event(0, 0x60, 0, &words(&[100, 8, 10, 0, 64, 2, 0]), Some(15)),
+            Ok(Some(Event::WalLevel(2)))
+        );
         assert_eq!(event(0, 0x40, 0, &[], Some(15)), Ok(Some(Event::Switch)));
-        assert_eq!(event(0, 0xD0, 0, &words(&[8, 1, 0, 0]), Some(15)), Ok(Some(Event::Abandoned(Lsn::new(0x1_0000_0008)))));
+        assert_eq!(
+            event(0, 0xD0, 0, &words(&[8, 1, 0, 0]), Some(15)),
+            Ok(Some(Event::Abandoned(Lsn::new(0x1_0000_0008))))
+        );
         assert_eq!(event(0, 0xB0, 0, &[], Some(15)), Ok(None));
-        assert_eq!(event(0, 0x70, 0, &point[..71], Some(15)), Err("record of the XLOG resource manager is too short"));
+        assert_eq!(
+            event(0, 0x70, 0, &point[..71], Some(15)),
+            Err("record of the XLOG resource manager is too short")
+        );
     }
 
     #[test]

@@ -151,7 +151,8 @@ const TOO_SHORT: DecodeRecordError = DecodeRecordError("record headers exceed th
 pub fn decode_record(record: &[u8], major: Option<u32>) -> Result<DecodedRecord<'_>, DecodeRecordError> {
     let header = RecordHeader::read(record).ok_or(TOO_SHORT)?;
     let total = usize::try_from(header.total_length).map_err(|_| TOO_SHORT)?;
-    let mut cursor = Cursor { rest: record.get(RECORD_HEADER_SIZE..total.min(record.len())).ok_or(TOO_SHORT)? };
+    let mut cursor =
+        Cursor { rest: record.get(RECORD_HEADER_SIZE..total.min(record.len())).ok_or(TOO_SHORT)? };
     let mut remaining = total.checked_sub(RECORD_HEADER_SIZE).ok_or(TOO_SHORT)?;
     let mut decoded = DecodedRecord {
         header,
@@ -240,7 +241,8 @@ impl Cursor<'_> {
         let relation = if flags & 0x80 == 0 {
             RelFileLocator { tablespace: self.u32()?, database: self.u32()?, relation: self.u32()? }
         } else {
-            last.ok_or(DecodeRecordError("a block refers to a relation before it, but there is none"))?.relation
+            last.ok_or(DecodeRecordError("a block refers to a relation before it, but there is none"))?
+                .relation
         };
         Ok(BlockReference {
             id,
@@ -306,7 +308,10 @@ pub(crate) mod tests {
         let decoded = decode_record(&bytes, Some(15)).unwrap();
         assert_eq!(decoded.main_data, b"main");
         assert_eq!((decoded.origin, decoded.top_level_xid, decoded.main_data_length), (3, Some(9), 4));
-        assert_eq!((decoded.header.xid, decoded.header.previous, decoded.header.rmgr), (77, Lsn::new(0x1000), 10));
+        assert_eq!(
+            (decoded.header.xid, decoded.header.previous, decoded.header.rmgr),
+            (77, Lsn::new(0x1000), 10)
+        );
         let relation = RelFileLocator { tablespace: 1663, database: 5, relation: 16384 };
         assert_eq!(decoded.blocks[0].relation, relation);
         assert_eq!(decoded.blocks[1].relation, relation);

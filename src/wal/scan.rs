@@ -228,16 +228,19 @@ impl SegmentScanner {
         }
         let address = self.next_page;
         match self.state {
-            State::InRecord if header.abandons_record() => {
-                // The record that replaces its end says so again; nothing was counted for it yet.
+            State::InRecord | State::InHead if header.abandons_record() => {
+                // The record that comes instead of its end names it; nothing was counted for it yet.
                 self.state = State::BetweenRecords;
                 Ok(size)
             }
             State::InRecord | State::InHead => {
                 let missing = self.open.total_length - self.open.length;
                 if !header.continues_record() || header.remaining_length != missing || missing == 0 {
-                    let what = format!("the page at {address} does not continue the record with {missing} bytes");
-                    return Err(Stop::Damaged(self.open.lsn, what));
+                    let begin = if self.state == State::InHead { address } else { self.open.lsn };
+                    let problem = format!(
+                        "the page at {address} does not go on with the record's last {missing} bytes"
+                    );
+                    return Err(Stop::Damaged(begin, problem));
                 }
                 self.read_continuation(page, size)
             }
@@ -314,10 +317,16 @@ impl SegmentScanner {
             None => header.previous < lsn,
         };
         if !linked {
-            return Err(Stop::Damaged(lsn, format!("record has the wrong previous record {}", header.previous)));
+            return Err(Stop::Damaged(
+                lsn,
+                format!("record has the wrong previous record {}", header.previous),
+            ));
         }
         if !header.has_known_rmgr(self.major) {
-            return Err(Stop::Damaged(lsn, format!("record has the unknown resource manager {}", header.rmgr)));
+            return Err(Stop::Damaged(
+                lsn,
+                format!("record has the unknown resource manager {}", header.rmgr),
+            ));
         }
         Ok(())
     }
@@ -344,7 +353,8 @@ impl SegmentScanner {
         match event {
             Ok(Ok(Some(Event::Switch))) => self.state = State::Switched,
             Ok(Ok(Some(event))) => {
-                if let (Some(ends), &Event::TransactionEnd { xid, time, outcome }) = (&mut self.ends, &event) {
+                if let (Some(ends), &Event::TransactionEnd { xid, time, outcome }) = (&mut self.ends, &event)
+                {
                     ends.push(TransactionEnd { lsn, end, xid, time, outcome });
                 }
                 self.index.add_event(lsn, end, event);
@@ -358,7 +368,8 @@ impl SegmentScanner {
     fn note_beginning(&mut self, lsn: Lsn, previous: Option<Lsn>) {
         if self.index.first_record.is_none() {
             self.index.first_record = Some(lsn);
-            self.index.previous_record = previous;
+            // The first record that a cluster ever wrote has none.
+            self.index.previous_record = previous.filter(|previous| previous.is_valid());
         }
         self.index.last_record = Some(lsn);
     }
@@ -368,15 +379,13 @@ impl SegmentScanner {
         self.index.head = self.open.to_head();
         self.index.record_count += 1;
         self.state = State::BetweenRecords;
-        // A switch record has a header and nothing else, so at most 16 bytes of it lie here; behind it there are zeros.
-        let header_end = RECORD_HEADER_SIZE - 6;
-        let info_and_rmgr = usize::try_from(self.open.total_length)
-            .ok()
-            .and_then(|length| header_end.checked_sub(RECORD_HEADER_SIZE.checked_sub(length)?))
-            .and_then(|end| self.open.bytes.get(end.checked_sub(2)?..end));
-        self.head_may_be_switch = info_and_rmgr.is_some_and(|bytes| {
-            matches!(bytes, [info, RMGR_XLOG] if info & 0xF0 == 0x40)
-        });
+        // A switch record is a header and nothing else, of which the last 8 or 16 bytes can lie here: flags, resource
+        // manager, padding and CRC are the last 8.
+        self.head_may_be_switch = match self.open.bytes.as_slice() {
+            [info, RMGR_XLOG, _, _, _, _, _, _]
+            | [_, _, _, _, _, _, _, _, info, RMGR_XLOG, _, _, _, _, _, _] => info & 0xF0 == 0x40,
+            _ => false,
+        };
     }
 
     fn stop(&mut self, stop: Stop) {
@@ -466,3 +475,6 @@ impl OpenRecord {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,7 +77,8 @@ impl IndexChain {
             return self.release(SpanningRecord::Unfinished, Some(problem), next);
         }
         let Some(open) = &mut self.open else {
-            let problem = next.head.exists().then(|| "it begins inside a record that no segment begins".to_owned());
+            let problem =
+                next.head.exists().then(|| "it begins inside a record that no segment begins".to_owned());
             let problem = problem.or_else(|| wrong_link(last.last_record, &next));
             return self.release(SpanningRecord::None, problem, next);
         };

@@ -4,8 +4,8 @@
 
 use super::xid_set::XidSet;
 use super::{
-    CheckpointKind, CheckpointRecord, FRAGMENT_LIMIT, Fragment, LIST_LIMIT, Outcome, RecordVerdict, RestorePoint,
-    TransactionEnd, TransactionSpan, WalIndex,
+    CheckpointKind, CheckpointRecord, FRAGMENT_LIMIT, Fragment, LIST_LIMIT, Outcome, RecordVerdict,
+    RestorePoint, TransactionEnd, TransactionSpan, WalIndex,
 };
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
 
@@ -246,11 +246,11 @@ impl<'a> Reader<'a> {
             }
             CHECKPOINTS => index.checkpoints = self.list(6, LIST_LIMIT, Reader::checkpoint)?,
             WAL_LEVELS => {
-                index.wal_levels =
-                    self.list(2, LIST_LIMIT, |reader| Ok((reader.lsn()?, reader.u32()?)))?
-                        .into_iter()
-                        .map(|(lsn, level)| Ok((lsn, u8::try_from(level).map_err(|_| self.error("wal_level"))?)))
-                        .collect::<Result<_, _>>()?;
+                index.wal_levels = self
+                    .list(2, LIST_LIMIT, |reader| Ok((reader.lsn()?, reader.u32()?)))?
+                    .into_iter()
+                    .map(|(lsn, level)| Ok((lsn, u8::try_from(level).map_err(|_| self.error("wal_level"))?)))
+                    .collect::<Result<_, _>>()?;
             }
             HEAD => index.head = self.fragment()?,
             TAIL => index.tail = self.fragment()?,
@@ -313,7 +313,8 @@ impl<'a> Reader<'a> {
         if length > TEXT_LIMIT as u64 {
             return Err(self.error("a text too long"));
         }
-        let text = std::str::from_utf8(self.take(length)?).map_err(|_| self.error("a text that is not UTF-8"))?;
+        let text =
+            std::str::from_utf8(self.take(length)?).map_err(|_| self.error("a text that is not UTF-8"))?;
         Ok(text.to_owned())
     }
 
@@ -394,7 +395,11 @@ impl<'a> Reader<'a> {
         let (record, total_length, length) = (self.lsn()?, self.u32()?, self.u32()?);
         let crc = u32::from_le_bytes(self.array()?);
         let kept = self.varint()?;
-        if total_length == 0 || length > total_length || kept > u64::from(length) || kept > FRAGMENT_LIMIT as u64 {
+        if total_length == 0
+            || length > total_length
+            || kept > u64::from(length)
+            || kept > FRAGMENT_LIMIT as u64
+        {
             return Err(self.error("impossible lengths"));
         }
         Ok(Fragment { record, total_length, length, crc, bytes: self.take(kept)?.to_vec() })
