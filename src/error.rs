@@ -4,6 +4,7 @@
 //! [`Failure`], and `main` turns that into text and exit status, in one place.
 
 use std::fmt;
+use std::io;
 
 use crate::exit_status::Cause;
 
@@ -16,6 +17,11 @@ pub trait Explain: std::error::Error {
     fn hint(&self) -> Option<String> {
         None
     }
+
+    /// True if the reader of our standard output went away: then the command ends without a word.
+    fn is_reader_gone(&self) -> bool {
+        false
+    }
 }
 
 /// A failed command: everything that `main` needs to end it.
@@ -27,12 +33,14 @@ pub struct Failure {
     pub message: String,
     /// The next step.
     pub hint: Option<String>,
+    /// See [`Explain::is_reader_gone`].
+    pub reader_gone: bool,
 }
 
 impl Failure {
     /// A failure that no module's error describes.
     pub fn new(cause: Cause, message: impl Into<String>) -> Failure {
-        Failure { cause, message: message.into(), hint: None }
+        Failure { cause, message: message.into(), hint: None, reader_gone: false }
     }
 
     /// The same with a next step.
@@ -53,6 +61,34 @@ impl fmt::Display for Failure {
 
 impl<E: Explain> From<E> for Failure {
     fn from(error: E) -> Failure {
-        Failure { cause: error.exit_cause(), message: error.to_string(), hint: error.hint() }
+        Failure {
+            cause: error.exit_cause(),
+            message: error.to_string(),
+            hint: error.hint(),
+            reader_gone: error.is_reader_gone(),
+        }
     }
+}
+
+/// The system's words for an error, without the number that Rust appends.
+pub fn system_words(error: &io::Error) -> String {
+    let words = error.to_string();
+    match words.rsplit_once(" (os error ") {
+        Some((words, _)) => words.to_owned(),
+        None => words,
+    }
+}
+
+/// The text on one line: line ends become spaces, other control characters are escaped, so that nothing that came
+/// from outside can forge a line of PostgreSQL's log or drive a terminal.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for letter in text.trim_end().chars() {
+        match letter {
+            '\n' | '\r' | '\t' => line.push(' '),
+            _ if letter.is_control() => line.extend(letter.escape_default()),
+            _ => line.push(letter),
+        }
+    }
+    line
 }

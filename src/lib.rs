@@ -3,14 +3,19 @@
 //! Dependencies point one way: `command` → {`backup`, `restore`, `wal`, `repository`, `local`} → {`format`, `codec`} → `pg`.
 
 pub mod backup;
+pub mod cli;
 pub mod codec;
 pub mod command;
 pub mod config;
 pub mod error;
 pub mod exit_status;
 pub mod format;
+pub mod interrupt;
 pub mod local;
+pub mod logging;
+pub mod output;
 pub mod pg;
+pub mod progress;
 pub mod repository;
 pub mod restore;
 pub mod wal;

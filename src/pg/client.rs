@@ -5,7 +5,7 @@ use crate::exit_status::Cause;
 
 /// What `libpq` would take from the command line; everything else comes from `PG*` variables, the service file
 /// and pgpass, as in libpq.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct ConnectionSettings {
     /// A libpq connection string or URI (`--connection`, `WALHOLD_CONNECTION`); may hold a password.
     pub connection: Option<String>,

@@ -1,33 +1,55 @@
 //! The repository: the only part that talks to a store.
 //!
 //! Everything above sees typed keys, create-only publishing, retried reads and listings, in blocking calls. A
-//! `file://` repository is served by [`directory`] without any runtime; S3, GCS and Azure by [`cloud`] through
+//! `file://` repository is served by `directory` without any runtime; S3, GCS and Azure by `cloud` through
 //! object_store on a small runtime of its own.
 
-pub mod cloud;
-pub mod connect;
-pub mod directory;
-pub mod init;
-pub mod publish;
-pub mod read;
-pub mod retry;
+//!
+//! Inside, `store::Store` is one of two backends that know paths only; `naming` turns keys into paths and back; `retry`
+//! decides how often a failing store is asked again.
+
+mod cloud;
+mod connect;
+mod directory;
+mod directory_publish;
+mod error;
+mod init;
+mod naming;
+mod publish;
+mod read;
+mod retry;
+mod store;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::codec::encode::{ObjectSink, SinkError};
-use crate::error::Explain;
-use crate::exit_status::Cause;
-use crate::format::marker::{CreateOnly, Marker};
-use crate::format::{Digest, ObjectKey};
+pub use error::RepositoryError;
+pub use init::{InitReport, init};
+pub use publish::Publication;
+pub use read::RepositoryObject;
+
+use crate::format::ObjectKey;
+use crate::format::marker::Marker;
+use store::Store;
 
 /// Where the repository is and how to get there.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RepositorySettings {
     /// `file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
     pub url: String,
     /// object_store keys passed through (`[repository.options]`); values may be secrets.
     pub options: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for RepositorySettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RepositorySettings")
+            .field("url", &connect::without_secrets(&self.url))
+            .field("options", &self.options.keys().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
 }
 
 /// How long a failing store is asked again.
@@ -39,10 +61,22 @@ pub enum Patience {
     PerRequest(Duration),
 }
 
+/// The address for messages, without secrets.
+pub fn display_url(settings: &RepositorySettings) -> String {
+    connect::without_secrets(&settings.url)
+}
+
 /// An open repository. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub struct Repository {
-    _private: (),
+    shared: Arc<Shared>,
+    patience: Patience,
+}
+
+/// What all clones share.
+struct Shared {
+    store: Store,
+    marker: Marker,
 }
 
 /// An object as the store reports it.
@@ -79,260 +113,109 @@ pub enum Published {
     Exists(StoredObject),
 }
 
-/// An object on its way into the repository. Dropped unfinished, it leaves nothing behind.
-pub struct Publication {
-    _private: (),
-}
-
-impl ObjectSink for Publication {
-    fn write(&mut self, _bytes: &[u8]) -> Result<(), SinkError> {
-        todo!()
-    }
-}
-
-impl Publication {
-    /// Makes the object durable and visible, unless something lies under its key already. `digest` is the
-    /// plaintext's: suffixed keys carry it.
-    pub fn finish(self, _digest: &Digest) -> Result<Published, RepositoryError> {
-        todo!()
-    }
-}
-
 impl Repository {
     /// Connects and reads the marker. Fails with [`RepositoryError::NoMarker`] where there is none.
-    pub fn open(_settings: &RepositorySettings, _patience: Patience) -> Result<Repository, RepositoryError> {
-        todo!()
+    pub fn open(settings: &RepositorySettings, patience: Patience) -> Result<Repository, RepositoryError> {
+        let store = connect::connect(settings, directory::MarkerRule::Required)?;
+        let marker = read::marker(&store, patience)?.ok_or_else(|| store.no_marker())?;
+        Ok(Repository { shared: Arc::new(Shared { store, marker }), patience })
     }
 
     /// The same connections under another patience.
-    pub fn with_patience(&self, _patience: Patience) -> Repository {
-        todo!()
+    pub fn with_patience(&self, patience: Patience) -> Repository {
+        Repository { shared: Arc::clone(&self.shared), patience }
     }
 
     /// What `open` read.
     pub fn marker(&self) -> &Marker {
-        todo!()
+        &self.shared.marker
     }
 
     /// Reads the marker again: promise 3's proof that the repository itself answers.
     pub fn prove_present(&self) -> Result<(), RepositoryError> {
-        todo!()
+        let store = &self.shared.store;
+        let marker = read::marker(store, self.patience)?.ok_or_else(|| store.no_marker())?;
+        if marker.repository_id == self.shared.marker.repository_id {
+            Ok(())
+        } else {
+            let problem = format!(
+                "it names repository {}, but {} was opened: another one took its place",
+                marker.repository_id, self.shared.marker.repository_id
+            );
+            Err(RepositoryError::BadMarker { url: self.url().to_owned(), problem })
+        }
     }
 
     /// The URL for messages, without secrets.
     pub fn url(&self) -> &str {
-        todo!()
+        self.shared.store.url()
     }
 
     /// True for `file://`: readers may then expect local speed and writers local syncs.
     pub fn is_directory(&self) -> bool {
-        todo!()
+        self.shared.store.is_directory()
     }
 
     /// Begins an object. `expected_length` (stored bytes, an upper guess) lets small ones go out as one request.
     pub fn publish(
         &self,
-        _key: &ObjectKey,
-        _naming: Naming,
-        _expected_length: u64,
+        key: &ObjectKey,
+        naming: Naming,
+        expected_length: u64,
     ) -> Result<Publication, RepositoryError> {
-        todo!()
+        Publication::begin(self, key, naming, expected_length)
     }
 
     /// Publishes a small object whole. The suffix, where needed, is the digest of `bytes`.
-    pub fn put(
-        &self,
-        _key: &ObjectKey,
-        _naming: Naming,
-        _bytes: &[u8],
-    ) -> Result<Published, RepositoryError> {
-        todo!()
+    pub fn put(&self, key: &ObjectKey, naming: Naming, bytes: &[u8]) -> Result<Published, RepositoryError> {
+        publish::put(self, key, naming, bytes)
     }
 
     /// The object under this key, `None` if the store says there is none (which proves nothing about the
     /// repository: see [`Repository::prove_present`]). Two different objects of one key are an error.
-    pub fn find(&self, _key: &ObjectKey, _naming: Naming) -> Result<Option<StoredObject>, RepositoryError> {
-        todo!()
+    pub fn find(&self, key: &ObjectKey, naming: Naming) -> Result<Option<StoredObject>, RepositoryError> {
+        read::find(self, key, naming)
     }
 
     /// Exactly `length` bytes from `offset`.
     pub fn read_range(
         &self,
-        _object: &StoredObject,
-        _offset: u64,
-        _length: usize,
+        object: &StoredObject,
+        offset: u64,
+        length: usize,
     ) -> Result<Vec<u8>, RepositoryError> {
-        todo!()
+        self.shared.store.read_range(&object.path, offset, length, self.patience)
     }
 
     /// A small object whole (records, at most 16 MiB).
-    pub fn read(&self, _object: &StoredObject) -> Result<Vec<u8>, RepositoryError> {
-        todo!()
+    pub fn read(&self, object: &StoredObject) -> Result<Vec<u8>, RepositoryError> {
+        read::whole(self, object)
     }
 
     /// The object under `key` found and its first bytes read in as few round trips as the store allows (one where
     /// names are plain): the object, and its first `length` bytes or all of it if it is shorter.
     pub fn find_and_read(
         &self,
-        _key: &ObjectKey,
-        _naming: Naming,
-        _length: usize,
+        key: &ObjectKey,
+        naming: Naming,
+        length: usize,
     ) -> Result<Option<(StoredObject, Vec<u8>)>, RepositoryError> {
-        todo!()
+        read::find_and_read(self, key, naming, length)
     }
 
     /// Everything below a folder, however deep, in path order; temporary objects of publications under way are
     /// not listed.
-    pub fn list(&self, _folder: &str) -> Result<Vec<StoredObject>, RepositoryError> {
-        todo!()
+    pub fn list(&self, folder: &str) -> Result<Vec<StoredObject>, RepositoryError> {
+        read::list(self, folder)
     }
 
     /// The names of the folders directly below a folder, in order.
-    pub fn list_folders(&self, _folder: &str) -> Result<Vec<String>, RepositoryError> {
-        todo!()
+    pub fn list_folders(&self, folder: &str) -> Result<Vec<String>, RepositoryError> {
+        self.shared.store.list_folders(folder, self.patience)
     }
 
     /// Deletes one object; success if it is already gone. Only `expire` and cleaning up after oneself call this.
-    pub fn delete(&self, _object: &StoredObject) -> Result<(), RepositoryError> {
-        todo!()
+    pub fn delete(&self, object: &StoredObject) -> Result<(), RepositoryError> {
+        self.shared.store.delete(&object.path, self.patience)
     }
-}
-
-/// A [`StoredObject`] with its repository, as a decoder reads it.
-pub struct RepositoryObject<'a> {
-    /// Where it is.
-    pub repository: &'a Repository,
-    /// Which it is.
-    pub object: &'a StoredObject,
-}
-
-impl crate::codec::decode::ObjectSource for RepositoryObject<'_> {
-    fn stored_length(&self) -> u64 {
-        self.object.size
-    }
-
-    fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, SinkError> {
-        self.repository.read_range(self.object, offset, length).map_err(|error| Box::new(error) as SinkError)
-    }
-}
-
-/// Why the repository could not do something.
-#[derive(Debug, thiserror::Error)]
-pub enum RepositoryError {
-    /// The URL or an option cannot be used.
-    #[error("repository {url}: {problem}")]
-    Address {
-        /// Without secrets.
-        url: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The marker is not there.
-    #[error("no walhold repository at {url}: walhold.json is not there")]
-    NoMarker {
-        /// Without secrets.
-        url: String,
-    },
-    /// The marker is there but cannot be used.
-    #[error("the marker of repository {url} cannot be used: {problem}")]
-    BadMarker {
-        /// Without secrets.
-        url: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// An object that was there is gone.
-    #[error("{verb} {key}: it is not there")]
-    Missing {
-        /// "read", "list", …
-        verb: &'static str,
-        /// The object.
-        key: String,
-    },
-    /// Permissions or credentials.
-    #[error("{verb} {key}: the store refuses: {problem}")]
-    Denied {
-        /// What was tried.
-        verb: &'static str,
-        /// The object.
-        key: String,
-        /// The store's words.
-        problem: String,
-    },
-    /// No space.
-    #[error("{verb} {key}: the store is full: {problem}")]
-    Full {
-        /// What was tried.
-        verb: &'static str,
-        /// The object.
-        key: String,
-        /// The store's words.
-        problem: String,
-    },
-    /// Could not be had before the deadline.
-    #[error("{verb} {key}: gave up after {attempts} attempts in {elapsed:.1?}: {problem}")]
-    Unreachable {
-        /// What was tried.
-        verb: &'static str,
-        /// The object.
-        key: String,
-        /// The last failure.
-        problem: String,
-        /// How often.
-        attempts: u32,
-        /// For how long.
-        elapsed: Duration,
-    },
-    /// The object is shorter than what was asked for, or the store lies about it.
-    #[error("{verb} {key}: {problem}")]
-    Damaged {
-        /// What was tried.
-        verb: &'static str,
-        /// The object.
-        key: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// Two objects claim one key.
-    #[error("two different objects are stored as {key}: {first} and {second}")]
-    TwoObjects {
-        /// The key.
-        key: String,
-        /// One path.
-        first: String,
-        /// The other.
-        second: String,
-    },
-}
-
-impl Explain for RepositoryError {
-    fn exit_cause(&self) -> Cause {
-        match self {
-            RepositoryError::Address { .. } => Cause::Configuration,
-            RepositoryError::NoMarker { .. } => Cause::NoRepository,
-            RepositoryError::BadMarker { .. }
-            | RepositoryError::Damaged { .. }
-            | RepositoryError::Missing { .. } => Cause::Damaged,
-            RepositoryError::Denied { .. } => Cause::Denied,
-            RepositoryError::Full { .. } => Cause::RepositoryFull,
-            RepositoryError::Unreachable { .. } => Cause::Unreachable,
-            RepositoryError::TwoObjects { .. } => Cause::Conflict,
-        }
-    }
-}
-
-/// Creates a repository, or finds that it exists already.
-pub fn init(_settings: &RepositorySettings, _patience: Patience) -> Result<InitReport, RepositoryError> {
-    todo!()
-}
-
-/// What `init` did and found.
-#[derive(Clone, Debug)]
-pub struct InitReport {
-    /// The marker, new or found.
-    pub marker: Marker,
-    /// False if the repository existed already.
-    pub created: bool,
-    /// What the probe found now.
-    pub create_only: CreateOnly,
 }

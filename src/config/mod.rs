@@ -1,0 +1,348 @@
+//! Settings: flag, then `WALHOLD_*`, then the TOML file, then default. See docs/configuration.md.
+//!
+//! [`schema`] is the table of all settings, [`load`] collects their values with their origins, [`Config`] is what
+//! the rest of walhold sees. Nothing here reads the working directory: under PostgreSQL that is the data directory.
+
+pub mod error;
+pub mod keys;
+pub mod load;
+pub mod redact;
+pub mod schema;
+pub mod suggest;
+pub mod value;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use error::{ConfigError, Origin};
+pub use load::Sources;
+
+use self::load::{Effective, Found};
+use self::schema::{Fallback, SETTINGS, Setting};
+use self::value::Value;
+use crate::codec::Compression;
+use crate::error::Failure;
+use crate::exit_status::Cause;
+use crate::format::ClusterName;
+use crate::pg::client::ConnectionSettings;
+use crate::repository::RepositorySettings;
+
+/// The effective settings of one run, checked. `Debug` shows no secrets.
+#[derive(Clone)]
+pub struct Config {
+    /// The TOML file that was read, if any.
+    pub file: Option<PathBuf>,
+    /// Where the repository is; its URL is empty if none is configured, and opening it then says so. Commands
+    /// that need it begin with [`Config::require_repository`].
+    pub repository: RepositorySettings,
+    /// The name under which the cluster's objects lie.
+    pub cluster: ClusterName,
+    /// `--pgdata`, `WALHOLD_PGDATA`, TOML, `PGDATA`; `None` if none is set. See [`Config::data_directory`].
+    pub pgdata: Option<PathBuf>,
+    /// How to reach the server.
+    pub connection: ConnectionSettings,
+    /// Where notes, locks and journals lie.
+    pub state_dir: PathBuf,
+    /// How new objects are compressed.
+    pub compression: Compression,
+    /// Where keys come from, unread: [`Config::key_ring`] reads them.
+    pub encryption: EncryptionSettings,
+    /// Parallel jobs of backup and restore; default the cores.
+    pub jobs: usize,
+    /// Bytes per second that a backup may write to the repository; `None` for no limit.
+    pub rate_limit: Option<u64>,
+    /// WAL settings.
+    pub wal: WalSettings,
+    /// How logs are written.
+    pub log: LogSettings,
+    /// Every setting as `walhold config` shows it, in the schema's order, then the repository's options.
+    pub table: Vec<ShownSetting>,
+}
+
+/// One line of `walhold config`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShownSetting {
+    /// The TOML key.
+    pub key: String,
+    /// The value as far as it may be shown; `None` if unset.
+    pub value: Option<String>,
+    /// True if something of the value is hidden.
+    pub hidden: bool,
+    /// Where the value comes from.
+    pub origin: Origin,
+    /// The whole value, for [`Config::carried_variables`].
+    carried: Option<(&'static str, String)>,
+}
+
+/// `[encryption]`.
+#[derive(Clone, Default)]
+pub struct EncryptionSettings {
+    /// Files with one key each; the first writes.
+    pub key_files: Vec<PathBuf>,
+    /// A command whose standard output is a key; instead of files.
+    pub key_command: Option<String>,
+}
+
+impl fmt::Debug for EncryptionSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EncryptionSettings")
+            .field("key_files", &self.key_files)
+            .field("key_command", &self.key_command.as_deref().map(redact::command_name))
+            .finish()
+    }
+}
+
+/// `[wal]`.
+#[derive(Clone, Debug)]
+pub struct WalSettings {
+    /// How long wal-push asks a failing store again: 60 s.
+    pub push_deadline: Duration,
+    /// How long wal-fetch does for segments: 60 s.
+    pub fetch_deadline: Duration,
+    /// How long wal-fetch does for `.history` files: 10 min.
+    pub history_deadline: Duration,
+    /// What an error in wal-fetch ends with.
+    pub fetch_on_error: FetchOnError,
+    /// Treats a hole before stored segments as the end of WAL: only for a host that is lost for good.
+    pub allow_gap: bool,
+}
+
+/// `wal.fetch_on_error`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FetchOnError {
+    /// Abort recovery, except for segments where `standby.signal` stands.
+    Auto,
+    /// Always exit above 125.
+    Abort,
+    /// Always exit 1.
+    Absent,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug)]
+pub struct LogSettings {
+    /// Text or JSON lines.
+    pub format: LogFormat,
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// For people, and for PostgreSQL's log.
+    Text,
+    /// One object per line.
+    Json,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |setting: &ShownSetting| {
+            (setting.key.clone(), setting.value.clone().unwrap_or_default(), setting.origin.to_string())
+        };
+        f.debug_struct("Config")
+            .field("file", &self.file)
+            .field("settings", &self.table.iter().map(shown).collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+impl Config {
+    /// Collects and checks all settings. A repository need not be configured: see [`Config::require_repository`].
+    pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
+        Config::from_effective(load::collect(sources)?, sources)
+    }
+
+    /// The settings that a TOML text and the defaults give, without flags, variables or other files. `path` is
+    /// the name for messages.
+    pub fn from_toml(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let nothing =
+            Sources { flags: Vec::new(), config_flag: None, variables: Vec::new(), default_file: None };
+        let mut effective = Effective::default();
+        load::collect_file(text, path, &mut effective)?;
+        load::collect_defaults(&mut effective)?;
+        Config::from_effective(effective, &nothing)
+    }
+
+    fn from_effective(effective: Effective, sources: &Sources) -> Result<Config, ConfigError> {
+        let get = |setting: &'static Setting| effective.get(setting).map(|found| &found.value);
+        keys::refuse_two_key_sources(&effective)?;
+        let text = |setting| match get(setting) {
+            Some(Value::Text(text)) => Some(text.clone()),
+            _ => None,
+        };
+        let path = |setting| match get(setting) {
+            Some(Value::Path(path)) => Some(path.clone()),
+            _ => None,
+        };
+        let duration = |setting| match get(setting) {
+            Some(Value::Duration(length)) => *length,
+            _ => Duration::ZERO,
+        };
+        let state_dir = path(&schema::STATE_DIR).unwrap_or_else(|| default_state_dir(sources));
+        let jobs = match get(&schema::JOBS) {
+            Some(Value::Number(jobs)) => usize::try_from(*jobs).unwrap_or(1),
+            _ => std::thread::available_parallelism().map_or(1, usize::from).min(256),
+        };
+        let table = shown_settings(&effective, &state_dir, jobs);
+        Ok(Config {
+            repository: RepositorySettings {
+                url: text(&schema::REPOSITORY_URL).unwrap_or_default(),
+                options: effective
+                    .options
+                    .iter()
+                    .map(|(key, (value, _))| (key.clone(), value.clone()))
+                    .collect(),
+            },
+            cluster: match get(&schema::CLUSTER) {
+                Some(Value::Cluster(name)) => name.clone(),
+                _ => ClusterName::default(),
+            },
+            pgdata: path(&schema::PGDATA),
+            connection: ConnectionSettings { connection: text(&schema::CONNECTION) },
+            state_dir,
+            compression: match (text(&schema::COMPRESSION_CODEC).as_deref(), get(&schema::COMPRESSION_LEVEL))
+            {
+                (Some("none"), _) => Compression::None,
+                (_, Some(Value::Number(level))) => Compression::Zstd(i32::try_from(*level).unwrap_or(1)),
+                _ => Compression::Zstd(1),
+            },
+            encryption: EncryptionSettings {
+                key_files: match get(&schema::KEY_FILE) {
+                    Some(Value::Paths(paths)) => paths.clone(),
+                    _ => Vec::new(),
+                },
+                key_command: text(&schema::KEY_COMMAND),
+            },
+            jobs,
+            rate_limit: match get(&schema::RATE_LIMIT) {
+                Some(Value::Bytes(bytes)) => Some(*bytes),
+                _ => None,
+            },
+            wal: WalSettings {
+                push_deadline: duration(&schema::WAL_PUSH_DEADLINE),
+                fetch_deadline: duration(&schema::WAL_FETCH_DEADLINE),
+                history_deadline: duration(&schema::WAL_HISTORY_DEADLINE),
+                fetch_on_error: match text(&schema::WAL_FETCH_ON_ERROR).as_deref() {
+                    Some("abort") => FetchOnError::Abort,
+                    Some("absent") => FetchOnError::Absent,
+                    _ => FetchOnError::Auto,
+                },
+                allow_gap: matches!(get(&schema::WAL_ALLOW_GAP), Some(Value::Boolean(true))),
+            },
+            log: LogSettings {
+                format: match text(&schema::LOG_FORMAT).as_deref() {
+                    Some("json") => LogFormat::Json,
+                    _ => LogFormat::Text,
+                },
+                level: text(&schema::LOG_LEVEL).unwrap_or_default(),
+            },
+            table,
+            file: effective.file,
+        })
+    }
+
+    /// Fails with a hint if no repository is configured.
+    pub fn require_repository(&self) -> Result<(), Failure> {
+        if !self.repository.url.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::new(Cause::Configuration, "no repository is configured").with_hint(
+            "set WALHOLD_REPOSITORY, --repository or repository.url in /etc/walhold/walhold.toml, for example to \
+             file:///srv/walhold or s3://bucket/prefix",
+        ))
+    }
+
+    /// The server's data directory: `pgdata` if it is set, else the working directory if it is one, which it is
+    /// for everything that PostgreSQL runs.
+    pub fn data_directory(&self) -> Result<PathBuf, Failure> {
+        if let Some(pgdata) = &self.pgdata {
+            return Ok(pgdata.clone());
+        }
+        match std::env::current_dir() {
+            Ok(here) if here.join("global/pg_control").is_file() => Ok(here),
+            _ => Err(Failure::new(
+                Cause::Configuration,
+                "the data directory is not known: pgdata is not set and the working directory is not one",
+            )
+            .with_hint("set --pgdata, PGDATA or pgdata in the configuration file")),
+        }
+    }
+
+    /// What another process needs beside `file` to see the same settings, as variables with absolute paths:
+    /// everything that came from a flag or a variable. `restore` writes them into `restore_command`. The
+    /// connection is left out: it may hold a password, and nothing that PostgreSQL runs needs it.
+    pub fn carried_variables(&self) -> Vec<(&'static str, String)> {
+        self.table.iter().filter_map(|setting| setting.carried.clone()).collect()
+    }
+}
+
+/// Builds the rows of `walhold config`.
+fn shown_settings(effective: &Effective, state_dir: &Path, jobs: usize) -> Vec<ShownSetting> {
+    let computed = |setting: &Setting| match setting.key {
+        key if key == schema::STATE_DIR.key => Some(state_dir.display().to_string()),
+        key if key == schema::JOBS.key => Some(jobs.to_string()),
+        _ => None,
+    };
+    let mut rows: Vec<ShownSetting> = SETTINGS
+        .into_iter()
+        .map(|setting| match effective.get(setting) {
+            Some(found) => shown_setting(setting, found),
+            None => ShownSetting {
+                key: setting.key.to_owned(),
+                value: if matches!(setting.default, Fallback::Computed(_)) {
+                    computed(setting)
+                } else {
+                    None
+                },
+                hidden: false,
+                origin: Origin::Default,
+                carried: None,
+            },
+        })
+        .collect();
+    rows.extend(effective.options.iter().map(|(key, (value, origin))| {
+        let hidden = redact::is_secret_option(key);
+        ShownSetting {
+            key: format!("{}.{key}", schema::OPTIONS_TABLE),
+            value: Some(if hidden { redact::HIDDEN.to_owned() } else { value.clone() }),
+            hidden,
+            origin: origin.clone(),
+            carried: None,
+        }
+    }));
+    rows
+}
+
+fn shown_setting(setting: &'static Setting, found: &Found) -> ShownSetting {
+    let whole = found.value.to_text();
+    let shown = redact::shown(setting.secrecy, &whole);
+    let said_here = matches!(found.origin, Origin::Flag(_) | Origin::Variable(_));
+    let carried = said_here && setting.key != schema::CONNECTION.key && setting.key != schema::PGDATA.key;
+    ShownSetting {
+        key: setting.key.to_owned(),
+        hidden: shown != whole,
+        value: Some(shown),
+        origin: found.origin.clone(),
+        carried: carried.then_some((setting.variable, whole)),
+    }
+}
+
+/// `/var/lib/walhold` for the service; a home directory's for a person.
+fn default_state_dir(sources: &Sources) -> PathBuf {
+    let system = Path::new("/var/lib/walhold");
+    let place = if system.exists() { system } else { Path::new("/var/lib") };
+    if nix::unistd::access(place, nix::unistd::AccessFlags::W_OK).is_ok() {
+        return system.to_owned();
+    }
+    let variable = |name: &str| {
+        let (_, value) = sources.variables.iter().find(|(variable, _)| variable == name)?;
+        Some(PathBuf::from(value)).filter(|path| path.is_absolute())
+    };
+    variable("XDG_STATE_HOME")
+        .map(|directory| directory.join("walhold"))
+        .or_else(|| Some(variable("HOME")?.join(".local/state/walhold")))
+        .unwrap_or_else(|| system.to_owned())
+}
