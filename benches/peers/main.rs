@@ -1,0 +1,179 @@
+//! walhold against WAL-RUS, pgBackRest and the physical floor: the same machine, the same files, one run, the tools in
+//! turn. Prints medians and ratios; docs/performance.md keeps them.
+//!
+//! `make bench-peers` runs it as root (servers and tools run as `postgres`). `WALHOLD_BENCH_GB` (default 1.75) sizes the cluster,
+//! `WALHOLD_BENCH_DIR` (default /var/tmp/walhold-bench) holds it, `WALHOLD_BENCH_ONLY` picks one of `wal`, `backup`.
+
+mod cluster;
+mod floor;
+mod measure;
+mod tools;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cluster::{Cluster, as_postgres, directory_of_postgres};
+use measure::{Cost, bytes_below, measure, median_wall, summary, warm};
+use tools::{Bench, Tool};
+
+/// Rounds of the slow measurements; every segment is one round of the fast ones.
+const ROUNDS: usize = 5;
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("--measure", command)) = words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        measure::measure_here(command);
+    }
+    let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    let root = PathBuf::from(variable("WALHOLD_BENCH_DIR", "/var/tmp/walhold-bench"));
+    let gigabytes: f64 = variable("WALHOLD_BENCH_GB", "1.75").parse().expect("WALHOLD_BENCH_GB is a number");
+    let only = variable("WALHOLD_BENCH_ONLY", "");
+    let walrus = install_walrus(&root);
+    let _ = std::fs::remove_dir_all(root.join("run"));
+    let run = root.join("run");
+    directory_of_postgres(&root);
+    directory_of_postgres(&run);
+    measure::install_own_copy(&run);
+    let cluster = Cluster::create(&run);
+    let bench = Bench::prepare(&run, Path::new(env!("CARGO_BIN_EXE_walhold")), &walrus, &cluster);
+    if only.is_empty() || only == "wal" {
+        wal(&bench, &cluster, "pgbench", &cluster.pgbench_segments(35, &run.join("pgbench")));
+        wal(&bench, &cluster, "random text", &cluster.random_text_segments(20, &run.join("random")));
+    }
+    if only.is_empty() || only == "backup" {
+        cluster.fill(gigabytes);
+        backups(&bench, &cluster);
+    }
+}
+
+/// Finds or builds the peer; its build takes minutes, so it is kept.
+fn install_walrus(root: &Path) -> PathBuf {
+    if let Some(given) = std::env::var_os("WALHOLD_BENCH_WALRUS") {
+        return given.into();
+    }
+    let program = root.join("peers/bin/walrus");
+    if !program.exists() {
+        let status = Command::new("cargo")
+            .args(["install", "wal-rus", "--locked", "--root"])
+            .arg(root.join("peers"))
+            .status();
+        assert!(status.expect("start cargo").success(), "cargo install wal-rus failed");
+    }
+    program
+}
+
+/// One process per segment, each tool in turn on each segment.
+fn wal(bench: &Bench, cluster: &Cluster, what: &str, segments: &[PathBuf]) {
+    println!("\n## {} segments of {what} WAL, one process each\n", segments.len());
+    let mut push: Vec<Vec<Cost>> = vec![Vec::new(); Tool::ALL.len()];
+    let mut fetch = push.clone();
+    let mut floor = Vec::new();
+    let floor_directory = bench.root.join("floor");
+    directory_of_postgres(&floor_directory);
+    for segment in segments {
+        warm(segment);
+        floor.push(floor::push_floor(segment, &floor_directory));
+        for (tool, costs) in Tool::ALL.into_iter().zip(&mut push) {
+            let path = segment.display().to_string();
+            let verb = if tool == Tool::PgBackRest { "archive-push" } else { "wal-push" };
+            costs.push(measure(&bench.invocation(tool, cluster, &[verb, &path])));
+        }
+    }
+    let target = cluster.data.join("pg_wal/RECOVERYXLOG").display().to_string();
+    for segment in segments {
+        let name = segment.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for (tool, costs) in Tool::ALL.into_iter().zip(&mut fetch) {
+            let verb = if tool == Tool::PgBackRest { "archive-get" } else { "wal-fetch" };
+            costs.push(measure(&bench.invocation(tool, cluster, &[verb, &name, &target])));
+            let same = std::fs::read(&target).ok() == std::fs::read(segment).ok();
+            assert!(same, "{} delivered another {name}", tool.name());
+            let _ = std::fs::remove_file(&target);
+        }
+    }
+    floor.sort_by(f64::total_cmp);
+    println!("push floor (one thread, no process): {:.1} ms", floor[floor.len() / 2] * 1e3);
+    report("push", &push);
+    report("fetch", &fetch);
+    for tool in Tool::ALL {
+        println!(
+            "{:<11} repository {:>8.1} MB",
+            tool.name(),
+            bytes_below(&bench.repository(tool)) as f64 / 1e6
+        );
+    }
+}
+
+fn report(what: &str, costs: &[Vec<Cost>]) {
+    let own = costs.first().map_or(f64::NAN, |costs| median_wall(costs));
+    for (tool, costs) in Tool::ALL.into_iter().zip(costs) {
+        println!(
+            "{what:<8}{:<11}{}  walhold/this {:.2}",
+            tool.name(),
+            summary(costs),
+            own / median_wall(costs)
+        );
+    }
+}
+
+/// Full backups and restores, the tools in turn, and the floor in every round.
+fn backups(bench: &Bench, cluster: &Cluster) {
+    let size = bytes_below(&cluster.data.join("base"));
+    println!("\n## Full backup and restore of {:.2} GB\n", size as f64 / 1e9);
+    let mut push: Vec<Vec<Cost>> = vec![Vec::new(); Tool::ALL.len()];
+    let mut restore = push.clone();
+    let (mut floors, mut grown) = (Vec::new(), vec![0; Tool::ALL.len()]);
+    let data = cluster.data.display().to_string();
+    for round in 0..ROUNDS {
+        floors.push(floor::backup_floor(&cluster.data, &bench.root.join("floor/packs")));
+        for (index, tool) in Tool::ALL.into_iter().enumerate() {
+            cluster.archive_with(&bench.archive_command(tool, cluster));
+            cluster.sql("CHECKPOINT");
+            let before = bytes_below(&bench.repository(tool));
+            let words: &[&str] = match tool {
+                Tool::Walhold => &["backup-push", "--full"],
+                Tool::WalRus => &["backup-push", "--full", &data],
+                Tool::PgBackRest => &["--type=full", "backup"],
+            };
+            push[index].push(measure(&bench.invocation(tool, cluster, words)));
+            grown[index] = bytes_below(&bench.repository(tool)) - before;
+        }
+        for (index, tool) in Tool::ALL.into_iter().enumerate() {
+            let cost = restore_once(bench, cluster, tool, round);
+            restore[index].push(cost);
+        }
+    }
+    floors.sort_by(f64::total_cmp);
+    let floor = floors[floors.len() / 2];
+    println!(
+        "floor: read, page checksums, zstd 1, digest, write and sync of the packs: {:.0} ms",
+        floor * 1e3
+    );
+    report("backup", &push);
+    println!("walhold/floor {:.2}", median_wall(&push[0]) / floor);
+    for (tool, bytes) in Tool::ALL.into_iter().zip(&grown) {
+        println!("{:<11} repository grew by {:>8.1} MB", tool.name(), *bytes as f64 / 1e6);
+    }
+    report("restore", &restore);
+    println!("(restores of peers are followed by `sync`, walhold syncs what it writes)");
+}
+
+fn restore_once(bench: &Bench, cluster: &Cluster, tool: Tool, round: usize) -> Cost {
+    let target = bench.root.join(format!("restored-{}-{round}", tool.name()));
+    directory_of_postgres(&target);
+    nix::unistd::sync();
+    let path = target.display().to_string();
+    let words: Vec<String> = match tool {
+        Tool::Walhold => ["restore", "--target-immediate", "--pgdata", &path].map(str::to_owned).to_vec(),
+        Tool::WalRus => ["backup-fetch", &path, "LATEST"].map(str::to_owned).to_vec(),
+        Tool::PgBackRest => vec![format!("--pg1-path={path}"), "restore".to_owned()],
+    };
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut call = bench.invocation(tool, cluster, &words);
+    if tool != Tool::Walhold {
+        let quoted: Vec<String> = call.words.iter().map(|word| format!("'{word}'")).collect();
+        call.words = vec!["sh".to_owned(), "-c".to_owned(), format!("{} && sync", quoted.join(" "))];
+    }
+    let cost = measure(&call);
+    as_postgres(&bench.root, "rm", &["-rf", &path]);
+    cost
+}

@@ -1,0 +1,132 @@
+//! How each tool is called: the same repository kind, zstd level 1, all cores.
+
+use std::path::{Path, PathBuf};
+
+use crate::cluster::{Cluster, as_postgres, directory_of_postgres};
+use crate::measure::Invocation;
+
+/// A competitor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tool {
+    /// This project's release build.
+    Walhold,
+    /// WAL-G's Rust rewrite.
+    WalRus,
+    /// Debian's pgBackRest.
+    PgBackRest,
+}
+
+impl Tool {
+    /// All of them, walhold first.
+    pub const ALL: [Tool; 3] = [Tool::Walhold, Tool::WalRus, Tool::PgBackRest];
+
+    /// For tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tool::Walhold => "walhold",
+            Tool::WalRus => "WAL-RUS",
+            Tool::PgBackRest => "pgBackRest",
+        }
+    }
+}
+
+/// Programs and repositories of one benchmark run.
+pub struct Bench {
+    /// Everything lies below it.
+    pub root: PathBuf,
+    walhold: PathBuf,
+    walrus: PathBuf,
+    cores: String,
+}
+
+impl Bench {
+    /// Copies the programs where `postgres` can run them, and makes empty repositories.
+    pub fn prepare(root: &Path, walhold: &Path, walrus: &Path, cluster: &Cluster) -> Bench {
+        let bin = root.join("bin");
+        directory_of_postgres(&bin);
+        let copy = |from: &Path, name: &str| {
+            let to = bin.join(name);
+            std::fs::copy(from, &to).expect("copy a program");
+            to
+        };
+        let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get()).to_string();
+        let bench = Bench {
+            root: root.to_owned(),
+            walhold: copy(walhold, "walhold"),
+            walrus: copy(walrus, "walrus"),
+            cores,
+        };
+        for tool in Tool::ALL {
+            directory_of_postgres(&bench.repository(tool));
+        }
+        directory_of_postgres(&root.join("state"));
+        bench.configure_pgbackrest(cluster);
+        let init = bench.invocation(Tool::Walhold, cluster, &["init"]);
+        crate::measure::measure(&init);
+        bench
+    }
+
+    /// A tool's repository directory.
+    pub fn repository(&self, tool: Tool) -> PathBuf {
+        self.root.join(format!("repository-{}", tool.name()))
+    }
+
+    fn configure_pgbackrest(&self, cluster: &Cluster) {
+        let configuration = self.root.join("pgbackrest.conf");
+        let logs = self.root.join("pgbackrest-log");
+        directory_of_postgres(&logs);
+        let text = format!(
+            "[global]\nrepo1-path={}\ncompress-type=zst\ncompress-level=1\nprocess-max={}\nlog-path={}\nlock-path={}\nspool-path={}\n\
+             start-fast=y\nlog-level-file=off\nlog-level-console=error\nrepo1-retention-full=9\narchive-check=n\n\n[main]\npg1-path={}\npg1-port=54999\npg1-socket-path={}\n",
+            self.repository(Tool::PgBackRest).display(),
+            self.cores,
+            logs.display(),
+            logs.display(),
+            logs.display(),
+            cluster.data.display(),
+            cluster.socket.display(),
+        );
+        std::fs::write(&configuration, text).expect("write pgbackrest.conf");
+        let option = format!("--config={}", configuration.display());
+        as_postgres(&self.root, "pgbackrest", &[&option, "--stanza=main", "stanza-create"]);
+    }
+
+    /// A call of a tool with its settings.
+    pub fn invocation(&self, tool: Tool, cluster: &Cluster, arguments: &[&str]) -> Invocation {
+        let text = |path: &Path| path.display().to_string();
+        let mut environment = cluster.environment();
+        let mut add = |name: &str, value: String| environment.push((name.to_owned(), value));
+        let mut words = match tool {
+            Tool::Walhold => {
+                add("WALHOLD_REPOSITORY", format!("file://{}", text(&self.repository(tool))));
+                add("WALHOLD_STATE_DIR", text(&self.root.join("state")));
+                vec![text(&self.walhold)]
+            }
+            Tool::WalRus => {
+                add("WALG_FILE_PREFIX", text(&self.repository(tool)));
+                add("WALG_COMPRESSION_METHOD", "zstd".to_owned());
+                add("WALG_UPLOAD_CONCURRENCY", self.cores.clone());
+                add("WALG_UPLOAD_DISK_CONCURRENCY", self.cores.clone());
+                add("WALG_DOWNLOAD_CONCURRENCY", self.cores.clone());
+                vec![text(&self.walrus)]
+            }
+            Tool::PgBackRest => {
+                let config = format!("--config={}", text(&self.root.join("pgbackrest.conf")));
+                vec!["pgbackrest".to_owned(), config, "--stanza=main".to_owned()]
+            }
+        };
+        words.extend(arguments.iter().map(|word| (*word).to_owned()));
+        Invocation { words, directory: cluster.data.clone(), environment }
+    }
+
+    /// A tool's archive_command, every setting in it, since the server's environment is not ours.
+    pub fn archive_command(&self, tool: Tool, cluster: &Cluster) -> String {
+        let verb = match tool {
+            Tool::PgBackRest => "archive-push",
+            Tool::Walhold | Tool::WalRus => "wal-push",
+        };
+        let call = self.invocation(tool, cluster, &[verb]);
+        let settings = call.environment.iter().map(|(name, value)| format!("{name}={value} "));
+        format!("env {}{} %p", settings.collect::<String>(), call.words.join(" "))
+    }
+}
