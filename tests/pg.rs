@@ -4,6 +4,8 @@ mod support;
 
 use support::postgres::installation::MAJORS;
 use support::postgres::{Cluster, StopMode};
+use walhold::pg::recovery::{Recovery, RecoveryTarget, TargetAction, recovery_settings, replace_settings};
+use walhold::pg::{Lsn, PgTimestamp};
 
 #[test]
 fn servers_of_every_major_start_stop_and_hold_data() {
@@ -50,4 +52,72 @@ fn archiving_is_set_up_and_waited_for() {
     cluster.start();
     let segment = cluster.archive_now();
     assert!(archive.join(&segment).exists(), "{segment} is not in the archive");
+}
+
+/// Puts these settings into postgresql.auto.conf and asks for recovery.
+fn prepare_recovery(cluster: &Cluster, settings: &[(String, String)]) {
+    let path = cluster.data_directory().join("postgresql.auto.conf");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, replace_settings(&text, settings)).unwrap();
+    std::fs::write(cluster.data_directory().join("recovery.signal"), "").unwrap();
+}
+
+#[test]
+fn recovery_settings_win_over_any_leftover() {
+    let command = "printf '%%s' \"it's\\\\here\" >/dev/null; false";
+    let targets = [
+        (RecoveryTarget::Time(PgTimestamp::new(0)), "2000-01-01 00:00:00+00"),
+        (RecoveryTarget::Lsn(Lsn::new(u64::MAX)), "WAL location (LSN) \"FFFFFFFF/FFFFFFFF\""),
+        (RecoveryTarget::Xid(4_000_000_000), "XID 4000000000"),
+        (RecoveryTarget::Name("it's\\here".into()), "\"it's\\here\""),
+        (RecoveryTarget::Immediate, "earliest consistent point"),
+    ];
+    for major in MAJORS {
+        let mut cluster = Cluster::builder(major).wal_segment_mib(1).start();
+        for (leftover, value) in
+            [("recovery_target_time", "2001-01-01"), ("recovery_target_name", "leftover")]
+        {
+            cluster.stop(StopMode::Fast);
+            cluster.configure("recovery_target_time", "");
+            cluster.configure("recovery_target_name", "");
+            cluster.configure(leftover, value);
+            for (target, words) in &targets {
+                let recovery = Recovery {
+                    target: target.clone(),
+                    action: TargetAction::Pause,
+                    restore_command: command.to_owned(),
+                    ..Recovery::default()
+                };
+                prepare_recovery(&cluster, &recovery_settings(&recovery));
+                let logged = cluster.log().len();
+                cluster.launch();
+                cluster.wait_ended();
+                let log = cluster.log().split_off(logged);
+                let expected = format!("starting point-in-time recovery to {words}");
+                assert!(log.contains(&expected), "PostgreSQL {major}, {target:?} over {leftover}: {log}");
+                assert!(
+                    log.contains("recovery ended before configured recovery target was reached"),
+                    "{log}"
+                );
+                assert_eq!(cluster.configured("restore_command"), command);
+            }
+            // The order is what makes it work.
+            let mut reversed =
+                recovery_settings(&Recovery { target: RecoveryTarget::Xid(1000), ..Recovery::default() });
+            reversed.reverse();
+            prepare_recovery(&cluster, &reversed);
+            let logged = cluster.log().len();
+            cluster.launch();
+            cluster.wait_ended();
+            let log = cluster.log().split_off(logged);
+            assert!(
+                log.contains("multiple recovery targets specified"),
+                "PostgreSQL {major} became lenient: {log}"
+            );
+            let to_the_end = Recovery { restore_command: "false".to_owned(), ..Recovery::default() };
+            prepare_recovery(&cluster, &recovery_settings(&to_the_end));
+            cluster.start();
+            cluster.wait_promoted();
+        }
+    }
 }

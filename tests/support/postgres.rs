@@ -266,6 +266,12 @@ impl Cluster {
         writeln!(file, "{name} = '{value}'").expect("append to postgresql.conf");
     }
 
+    /// A setting as the configuration files have it, without a running server (`postgres -C`).
+    pub fn configured(&self, name: &str) -> String {
+        let mut command = ServerUser::get().command(self.installation.program("postgres"));
+        run(command.arg("-D").arg(&self.data).args(["-C", name])).trim_end_matches('\n').to_owned()
+    }
+
     /// A setting on the server's command line, from the next start on.
     pub fn option(&mut self, name: &str, value: &str) {
         self.options.push((name.to_owned(), value.to_owned()));
@@ -295,7 +301,11 @@ impl Cluster {
     /// Starts and waits until connections are accepted or the server has ended.
     pub fn try_start(&mut self) -> Result<(), String> {
         self.launch();
-        self.wait_ready()
+        let ready = self.wait_ready();
+        if !self.is_running() {
+            self.server = None;
+        }
+        ready
     }
 
     /// Starts without waiting.
