@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::backup::BackupError;
 use crate::codec::decode::DecodeError;
 use crate::error::{Explain, Failure, system_words};
 use crate::exit_status::Cause;
@@ -32,6 +33,9 @@ pub enum RestoreError {
     /// An object could not be read.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// Backups could not be listed or read.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
     /// Another part failed: its words, cause and hint.
     #[error("{message}")]
     Other {
@@ -99,6 +103,7 @@ impl Explain for RestoreError {
             RestoreError::NotFound { .. } => Cause::NotFound,
             RestoreError::Repository(error) => error.exit_cause(),
             RestoreError::Decode(error) => error.exit_cause(),
+            RestoreError::Backup(error) => error.exit_cause(),
             RestoreError::Other { cause, .. } => *cause,
             RestoreError::Damaged { .. } => Cause::Damaged,
             RestoreError::Local { full: true, .. } => Cause::LocalFull,
@@ -115,6 +120,7 @@ impl Explain for RestoreError {
             | RestoreError::Server { hint, .. } => hint.clone(),
             RestoreError::Repository(error) => error.hint(),
             RestoreError::Decode(error) => error.hint(),
+            RestoreError::Backup(error) => error.hint(),
             RestoreError::Damaged { .. } => Some(
                 "restore another backup (--backup), or this object from a copy of the repository".to_owned(),
             ),

@@ -5,7 +5,6 @@
 //! cannot be started, because `global/pg_control` is not there.
 
 pub mod archive_view;
-pub mod backups;
 pub mod binaries;
 pub mod choose;
 pub mod configuration;

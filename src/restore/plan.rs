@@ -5,7 +5,6 @@
 use std::path::{Path, PathBuf};
 
 use super::archive_view::ArchiveView;
-use super::backups::{self, FoundBackups};
 use super::binaries::{ServerBinaries, find_binaries};
 use super::choose::{Choice, GapPolicy, Question, choose};
 use super::configuration::{
@@ -16,6 +15,7 @@ use super::packs::{FoundPack, find_packs, read_file};
 use super::place::{self, Place};
 use super::stored_wal::StoredWal;
 use super::target::{BackupRequest, Role, TablespaceMapping, Target, TargetRequest};
+use crate::backup::list::{BackupName, Catalogue, ListedBackup};
 use crate::codec::KeyRing;
 use crate::config::Config;
 use crate::format::BackupId;
@@ -105,9 +105,10 @@ pub fn make_plan(
     request: RestoreRequest,
 ) -> Result<RestorePlan, RestoreError> {
     check_request(&request)?;
-    let found = backups::find_backups(repository, &config.cluster, keys)?;
-    let (summaries, unreadable) = usable_backups(found, &request.backup)?;
-    let zone = backups::newest(&summaries).map_or("UTC", |newest| newest.time_zone.as_str());
+    let catalogue = Catalogue { repository, cluster: &config.cluster, keys };
+    let (summaries, passed_over) = usable_backups(catalogue.list()?, &request.backup)?;
+    let newest = summaries.iter().max_by_key(|backup| (backup.stop_time, &backup.id));
+    let zone = newest.map_or("UTC", |newest| newest.time_zone.as_str());
     let target = request.target.resolve(zone)?;
     let question = Question {
         target: target.clone(),
@@ -117,12 +118,12 @@ pub fn make_plan(
         role: request.role,
         gap: if config.wal.allow_gap { GapPolicy::EndOfArchive } else { GapPolicy::Refuse },
     };
-    let stored_wal = match backups::newest(&summaries) {
+    let stored_wal = match newest {
         Some(newest) => StoredWal::open(repository, &config.cluster, keys, newest)?,
         None => return Err(choose_without_backups(&question)),
     };
     let choice = choose(&summaries, stored_wal.view(), &stored_wal, &question)?;
-    let manifest = backups::read_manifest(repository, &config.cluster, keys, &choice.backup)?;
+    let manifest = catalogue.manifest(&BackupName::Id(choice.backup.id.clone()))?;
     let packs = find_packs(repository, &config.cluster, &manifest)?;
     let place = place::examine(&request.pgdata, &manifest, &request.tablespaces, wal_room(&choice))?;
     let binaries = find_programs(&request, &manifest, &place)?;
@@ -144,25 +145,35 @@ pub fn make_plan(
         binaries,
     };
     plan.notes.extend(stored_wal.notes());
-    plan.warnings.extend(unreadable);
+    plan.warnings.extend(passed_over);
     plan.set_recovery(config)?;
     plan.look_into_configuration(repository, keys)?;
     plan.add_warnings();
     Ok(plan)
 }
 
-/// The readable backups, and a warning for each other one. The one that was asked for must be readable, and so must one at least.
+/// The readable backups, and a warning for each other one. The one that was asked for must be readable, and so must one
+/// at least.
 fn usable_backups(
-    found: FoundBackups,
+    listed: Vec<ListedBackup>,
     request: &BackupRequest,
 ) -> Result<(Vec<BackupSummary>, Vec<String>), RestoreError> {
-    let FoundBackups { complete, mut unreadable } = found;
     let asked = |id: &BackupId| matches!(request, BackupRequest::Id(asked) if asked == id);
-    if let Some(position) = unreadable.iter().position(|(id, _)| asked(id) || complete.is_empty()) {
-        return Err(unreadable.swap_remove(position).1.into());
+    let (mut usable, mut warnings, mut failure) = (Vec::new(), Vec::new(), None);
+    for backup in listed {
+        match backup.summary {
+            Ok(summary) => usable.push(summary),
+            Err(error) if asked(&backup.id) => return Err(error.into()),
+            Err(error) => {
+                warnings.push(format!("backup {} is passed over: {error}", backup.id));
+                failure = Some(error);
+            }
+        }
     }
-    let warnings = unreadable.iter().map(|(id, error)| format!("backup {id} is passed over: {error}"));
-    Ok((complete, warnings.collect()))
+    match failure {
+        Some(error) if usable.is_empty() => Err(error.into()),
+        _ => Ok((usable, warnings)),
+    }
 }
 
 /// What cannot be meant, whatever the repository holds.
