@@ -1,4 +1,12 @@
 //! zstd frames per chunk.
+//!
+//! In: a chunk's plaintext. Out: one zstd frame that records its content size, and back. Contexts are reused from
+//! chunk to chunk, because setting one up costs as much as compressing a small chunk.
+
+use std::io::Cursor;
+use std::ops::RangeInclusive;
+
+use zstd::zstd_safe;
 
 /// How chunks are compressed. Either way every chunk is a zstd frame, so `zstd -dc` opens unencrypted objects.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -7,4 +15,153 @@ pub enum Compression {
     None,
     /// A zstd level, -7 to 19.
     Zstd(i32),
+}
+
+impl Compression {
+    /// The levels of zstd that are allowed: above 19 a decoder would need more memory than zstd grants by default.
+    pub const LEVELS: RangeInclusive<i32> = -7..=19;
+
+    /// Bytes that one compressor's context takes for chunks of 1 MiB; a test compares it with what zstd says.
+    pub(super) const fn context_size(self) -> usize {
+        const MIB: usize = 1 << 20;
+        match self {
+            Compression::None => 0,
+            Compression::Zstd(..=2) => 2 * MIB,
+            Compression::Zstd(..=4) => 3 * MIB,
+            Compression::Zstd(..=7) => 8 * MIB,
+            Compression::Zstd(..=12) => 13 * MIB,
+            Compression::Zstd(_) => 20 * MIB,
+        }
+    }
+}
+
+/// Bytes that `length` bytes of plaintext may take at most, as a zstd frame of either kind.
+pub(super) fn compressed_bound(length: usize) -> usize {
+    zstd_safe::compress_bound(length).max(RAW_HEADER_SIZE + length + 3 * (length / RAW_BLOCK_SIZE + 1))
+}
+
+const RAW_HEADER_SIZE: usize = 9;
+/// The most that a block of any zstd frame may hold.
+const RAW_BLOCK_SIZE: usize = 128 << 10;
+
+/// Compresses chunks, one frame each.
+pub(super) enum Compressor {
+    Raw,
+    Zstd(Box<zstd::bulk::Compressor<'static>>),
+}
+
+impl Compressor {
+    pub(super) fn new(compression: Compression) -> Result<Compressor, String> {
+        match compression {
+            Compression::None => Ok(Compressor::Raw),
+            Compression::Zstd(level) => {
+                let compressor = zstd::bulk::Compressor::new(level).map_err(|error| error.to_string())?;
+                Ok(Compressor::Zstd(Box::new(compressor)))
+            }
+        }
+    }
+
+    /// Appends one frame to `out`.
+    pub(super) fn append(&mut self, plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+        out.reserve(compressed_bound(plaintext.len()));
+        match self {
+            Compressor::Raw => append_raw_frame(plaintext, out),
+            Compressor::Zstd(compressor) => {
+                let mut cursor = Cursor::new(&mut *out);
+                cursor.set_position(cursor.get_ref().len() as u64);
+                compressor.compress_to_buffer(plaintext, &mut cursor).map_err(|error| error.to_string())?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A frame of raw blocks (RFC 8878, section 3.1.1): single segment, content size in four bytes.
+fn append_raw_frame(plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+    let length = u32::try_from(plaintext.len()).map_err(|_| "a chunk above 4 GiB".to_owned())?;
+    out.extend_from_slice(&0xFD2F_B528_u32.to_le_bytes());
+    out.push(0b1010_0000);
+    out.extend_from_slice(&length.to_le_bytes());
+    let mut blocks = plaintext.chunks(RAW_BLOCK_SIZE).peekable();
+    if blocks.peek().is_none() {
+        // Even an empty frame has a last block.
+        out.extend_from_slice(&[1, 0, 0]);
+    }
+    while let Some(block) = blocks.next() {
+        let last = u32::from(blocks.peek().is_none());
+        let header = (block.len() as u32) << 3 | last;
+        out.extend_from_slice(&header.to_le_bytes()[..3]);
+        out.extend_from_slice(block);
+    }
+    Ok(())
+}
+
+/// Decompresses frames of either kind.
+pub(super) struct Decompressor {
+    context: zstd::bulk::Decompressor<'static>,
+}
+
+impl Decompressor {
+    pub(super) fn new() -> Result<Decompressor, String> {
+        let context = zstd::bulk::Decompressor::new().map_err(|error| error.to_string())?;
+        Ok(Decompressor { context })
+    }
+
+    /// Puts the content of `frame` into `plaintext`, which is cleared first. Refuses, before it allocates, a frame
+    /// that claims more than `limit` bytes.
+    pub(super) fn decompress(
+        &mut self,
+        frame: &[u8],
+        limit: usize,
+        plaintext: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        plaintext.clear();
+        let length = match zstd_safe::get_frame_content_size(frame) {
+            Ok(Some(length)) => length,
+            Ok(None) | Err(_) => return Err("the zstd frame does not record its size".to_owned()),
+        };
+        let length = usize::try_from(length).ok().filter(|length| *length <= limit);
+        let length = length.ok_or("the zstd frame claims to hold more than it may")?;
+        plaintext.reserve_exact(length);
+        let written = self.context.decompress_to_buffer(frame, plaintext).map_err(|error| error.to_string())?;
+        if written == length { Ok(()) } else { Err("the zstd frame is shorter than it claims".to_owned()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_are_no_larger_than_the_memory_budget_thinks() {
+        let chunk: Vec<u8> = (0..1_u32 << 18).flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 7).to_le_bytes()).collect();
+        for level in [-7, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 15, 16, 17, 18, 19] {
+            let mut compressor = zstd::bulk::Compressor::new(level).unwrap();
+            compressor.compress(&chunk).unwrap();
+            let size = compressor.context_mut().sizeof();
+            let budgeted = Compression::Zstd(level).context_size();
+            println!("level {level}: {size}");
+            assert!(size <= budgeted, "level {level} takes {size} bytes, budgeted {budgeted}");
+            assert!(budgeted <= size * 4, "level {level} takes {size} bytes, budgeted {budgeted}: too many");
+        }
+    }
+
+    #[test]
+    fn frames_come_back() {
+        for compression in [Compression::None, Compression::Zstd(1)] {
+            for length in [0, 1, 255, 256, RAW_BLOCK_SIZE - 1, RAW_BLOCK_SIZE, RAW_BLOCK_SIZE + 1, 300_000] {
+                let plaintext: Vec<u8> = (0..length).map(|n| (n / 7) as u8).collect();
+                let mut stored = b"before".to_vec();
+                Compressor::new(compression).unwrap().append(&plaintext, &mut stored).unwrap();
+                assert!(stored.len() - 6 <= compressed_bound(length));
+                let mut back = vec![9; 3];
+                let mut decompressor = Decompressor::new().unwrap();
+                decompressor.decompress(&stored[6..], length, &mut back).unwrap();
+                assert!(back == plaintext, "{compression:?} {length}");
+                if length > 0 {
+                    assert!(decompressor.decompress(&stored[6..], length - 1, &mut back).is_err());
+                }
+            }
+        }
+    }
 }

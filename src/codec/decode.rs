@@ -1,11 +1,24 @@
 //! Reading objects back: everything that comes out was checked.
+//!
+//! In: stored bytes that may be anything, and what they must be. Out: plaintext, in order, or an error. Memory is
+//! bounded by the read size and the chunk size, whatever lengths the bytes claim.
+
+use std::sync::Mutex;
+use std::thread::available_parallelism;
 
 use crate::error::Explain;
 use crate::exit_status::Cause;
-use crate::format::envelope::ObjectFacts;
+use crate::format::envelope::{
+    CHUNK_PREFIX_SIZE, ChunkLengths, ChunkPrefix, FOOTER_SIZE, FRAME_HEADER_SIZE, Footer, Frame, Header,
+    ObjectFacts,
+};
 use crate::format::{Digest, ObjectKey};
 
+use super::crew::{Crew, Worker};
 use super::encode::SinkError;
+use super::open::{OpenPlan, PartOpener, damaged, refuse, split_chunk, split_end};
+use super::stored_stream::{Piece, StoredStream, StreamError};
+use super::tree_hash::{Subtree, TreeDigest};
 use super::{Compression, KeyId, KeyRing};
 
 /// Random access to a stored object's bytes: a repository object, or memory.
@@ -14,6 +27,49 @@ pub trait ObjectSource: Sync {
     fn stored_length(&self) -> u64;
     /// Exactly `length` bytes from `offset`; an error if the object is shorter.
     fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, SinkError>;
+}
+
+/// An object whose first bytes are in memory already, because finding it brought them along.
+pub struct WithPrefix<'a> {
+    first: Mutex<Vec<u8>>,
+    first_length: u64,
+    rest: &'a dyn ObjectSource,
+}
+
+impl<'a> WithPrefix<'a> {
+    /// `first` are the object's first bytes, at most all of them; everything else comes from `rest`.
+    pub fn new(first: Vec<u8>, rest: &'a dyn ObjectSource) -> WithPrefix<'a> {
+        let first_length = first.len() as u64;
+        WithPrefix { first: Mutex::new(first), first_length, rest }
+    }
+}
+
+impl ObjectSource for WithPrefix<'_> {
+    fn stored_length(&self) -> u64 {
+        self.rest.stored_length()
+    }
+
+    fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, SinkError> {
+        let mut first = self.first.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let whole = offset == 0 && length as u64 == self.first_length;
+        if whole && first.len() == length {
+            // Reading from front to back asks once: hand the bytes over instead of copying them.
+            return Ok(std::mem::take(&mut *first));
+        }
+        let available = usize::try_from(offset).ok().and_then(|offset| first.get(offset..)).unwrap_or_default();
+        if available.is_empty() {
+            drop(first);
+            return self.rest.read_range(offset, length);
+        }
+        let part = available.get(..length).unwrap_or(available);
+        let mut bytes = Vec::with_capacity(length);
+        bytes.extend_from_slice(part);
+        if bytes.len() < length {
+            let from = offset + bytes.len() as u64;
+            bytes.extend_from_slice(&self.rest.read_range(from, length - bytes.len())?);
+        }
+        Ok(bytes)
+    }
 }
 
 /// What a reader requires an object to be. Anything else is refused before a byte is delivered.
@@ -42,25 +98,301 @@ pub struct ObjectTail {
     pub index: Vec<u8>,
 }
 
+/// Bytes of an object's end that are read at first: they hold most indexes.
+const TAIL_READ_SIZE: u64 = 64 << 10;
+
 /// Reads header, index and footer of an object with at most three small range reads (one for objects below 64 KiB).
+///
+/// The header is the copy that lies in the index frame; the chunks, and the header in front of them, are not read.
 pub fn read_tail(
-    _source: &dyn ObjectSource,
-    _expected: &Expected<'_>,
-    _keys: &KeyRing,
+    source: &dyn ObjectSource,
+    expected: &Expected<'_>,
+    keys: &KeyRing,
 ) -> Result<ObjectTail, DecodeError> {
-    todo!()
+    let stored_length = source.stored_length();
+    let tail_length = stored_length.min(TAIL_READ_SIZE);
+    let tail_offset = stored_length - tail_length;
+    let read = |offset, length| -> Result<Vec<u8>, DecodeError> {
+        let bytes = source.read_range(offset, length).map_err(DecodeError::Source)?;
+        if bytes.len() == length { Ok(bytes) } else { Err(damaged(expected.key, "it is cut off")) }
+    };
+    let mut tail = read(tail_offset, tail_length as usize)?;
+    let footer = tail.last_chunk::<FOOTER_SIZE>().ok_or_else(|| damaged(expected.key, cut_off(stored_length)))?;
+    let footer = Footer::parse(footer, stored_length).map_err(|error| refuse(expected.key, error))?;
+    let end = match footer.index_offset.checked_sub(tail_offset) {
+        Some(begin) => tail.split_off(begin as usize),
+        None => {
+            // The footer's lengths were checked: this is the whole end, and bounded.
+            let missing = read(footer.index_offset, (tail_offset - footer.index_offset) as usize)?;
+            [missing, tail.split_off(0)].concat()
+        }
+    };
+    let (index_frame, footer) = split_end(&end, stored_length).map_err(|error| refuse(expected.key, error))?;
+    let header = index_frame.get(FRAME_HEADER_SIZE..FRAME_HEADER_SIZE + footer.header_length as usize);
+    let header = header.ok_or_else(|| damaged(expected.key, "the index is cut off"))?;
+    let plan = OpenPlan::new(header, expected, keys)?;
+    if tail_offset == 0 && !tail.starts_with(header) {
+        return Err(damaged(expected.key, "its two headers differ"));
+    }
+    let mut opener = PartOpener::new(&plan).map_err(|problem| damaged(expected.key, problem))?;
+    let end = opener.open_end(index_frame, &footer).map_err(|error| refuse(expected.key, error))?;
+    Ok(ObjectTail {
+        facts: plan.header.facts,
+        digest: end.digest,
+        plaintext_length: end.plaintext_length,
+        stored_length,
+        key_id: plan.header.key_id,
+        index: end.content,
+    })
+}
+
+fn cut_off(stored_length: u64) -> &'static str {
+    if stored_length == 0 { "it is empty" } else { "it is cut off" }
 }
 
 /// Decodes a whole object, chunks in parallel, into `deliver`, in order. The stored bytes are read once, from
 /// front to back, in ranges of some MiB. Nothing may be relied on before this has returned `Ok`:
 /// length and digest are only known to be right then.
 pub fn decode_object(
-    _source: &dyn ObjectSource,
-    _expected: &Expected<'_>,
-    _keys: &KeyRing,
-    _deliver: &mut dyn FnMut(&[u8]) -> Result<(), SinkError>,
+    source: &dyn ObjectSource,
+    expected: &Expected<'_>,
+    keys: &KeyRing,
+    deliver: &mut dyn FnMut(&[u8]) -> Result<(), SinkError>,
 ) -> Result<ObjectTail, DecodeError> {
-    todo!()
+    let workers = available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+    decode_with_workers(source, expected, keys, workers, deliver)
+}
+
+/// Enough for what one object's stored bytes can be read with; more would only hold more memory.
+const MAX_WORKERS: usize = 4;
+
+/// [`decode_object`] with this many worker threads.
+pub fn decode_with_workers(
+    source: &dyn ObjectSource,
+    expected: &Expected<'_>,
+    keys: &KeyRing,
+    workers: usize,
+    deliver: &mut dyn FnMut(&[u8]) -> Result<(), SinkError>,
+) -> Result<ObjectTail, DecodeError> {
+    std::thread::scope(|scope| {
+        let stream_failed = |error: StreamError| error.into_decode_error(expected.key);
+        if source.stored_length() == 0 {
+            return Err(damaged(expected.key, cut_off(0)));
+        }
+        let mut stream = StoredStream::start(scope, source).map_err(stream_failed)?;
+        let plan = OpenPlan::new(&read_header(&mut stream, expected.key)?, expected, keys)?;
+        let digest = match plan.regular_chunk_size() {
+            Some(_) => WholeDigest::Tree(TreeDigest::default()),
+            None => WholeDigest::Sequential(Box::default()),
+        };
+        let make_worker = {
+            let plan = plan.clone();
+            move || OpenWorker { plan: plan.clone(), opener: None }
+        };
+        let mut crew = Crew::new(scope, workers, make_worker.clone());
+        let mut delivery = Delivery { key: expected.key, plan: &plan, digest, chunks: Vec::new(), spare: Vec::new(), deliver };
+        let mut chunks = StoredChunks { stream, key: expected.key, number: 0, index_length: None };
+
+        // The last chunk is held back: if it is the only one, no thread is worth starting.
+        let mut held: Option<Job> = None;
+        loop {
+            // A wait for the store is the time to deliver; a full window leaves no choice.
+            let full = crew.under_way() >= crew.window();
+            if full || (crew.under_way() > 0 && chunks.must_wait()) {
+                let opened = crew.take().map_err(|error| damaged(expected.key, error.to_string()))?;
+                delivery.accept(opened)?;
+                continue;
+            }
+            let Some((number, prefix, payload)) = chunks.next()? else { break };
+            let job = Job { number, prefix, payload, plaintext: delivery.spare.pop().unwrap_or_default() };
+            if let Some(previous) = held.replace(job) {
+                crew.submit(previous).map_err(|error| damaged(expected.key, error.to_string()))?;
+            }
+        }
+        if let Some(last) = held {
+            if crew.is_idle() {
+                delivery.accept(make_worker().work(last))?;
+            } else {
+                crew.submit(last).map_err(|error| damaged(expected.key, error.to_string()))?;
+            }
+        }
+        while crew.under_way() > 0 {
+            let opened = crew.take().map_err(|error| damaged(expected.key, error.to_string()))?;
+            delivery.accept(opened)?;
+        }
+        let end = chunks.end()?;
+        delivery.finish(&end, source.stored_length())
+    })
+}
+
+/// The header frame at the object's begin.
+fn read_header(stream: &mut StoredStream<'_>, key: &ObjectKey) -> Result<Vec<u8>, DecodeError> {
+    let failed = |error: StreamError| error.into_decode_error(key);
+    let first: [u8; FRAME_HEADER_SIZE] = stream.take_array().map_err(failed)?;
+    match Frame::parse(&first) {
+        Ok(Frame::Header(length)) => {
+            let rest = stream.take(length - FRAME_HEADER_SIZE).map_err(failed)?;
+            Ok([&first, &*rest].concat())
+        }
+        _ => Err(damaged(key, "it does not begin with a walhold header")),
+    }
+}
+
+/// The chunks as they come from the store.
+struct StoredChunks<'a, 'env> {
+    stream: StoredStream<'env>,
+    key: &'a ObjectKey,
+    number: u32,
+    /// Bytes of the index frame, once it was reached.
+    index_length: Option<([u8; FRAME_HEADER_SIZE], usize)>,
+}
+
+impl StoredChunks<'_, '_> {
+    /// True if the next chunk can't be had without waiting for the store.
+    fn must_wait(&mut self) -> bool {
+        let prefix = self.stream.peek().and_then(|prefix| ChunkPrefix::parse(prefix).ok());
+        let payload = prefix.map_or(0, |prefix| prefix.payload_length as usize);
+        self.stream.must_wait(CHUNK_PREFIX_SIZE + payload)
+    }
+
+    fn next(&mut self) -> Result<Option<(u32, ChunkPrefix, Piece)>, DecodeError> {
+        let failed = |error: StreamError| error.into_decode_error(self.key);
+        let frame: [u8; FRAME_HEADER_SIZE] = self.stream.take_array().map_err(failed)?;
+        match Frame::parse(&frame).map_err(|error| refuse(self.key, error))? {
+            Frame::ChunkPrefix => {
+                let rest: [u8; CHUNK_PREFIX_SIZE - FRAME_HEADER_SIZE] = self.stream.take_array().map_err(failed)?;
+                let mut prefix = [0; CHUNK_PREFIX_SIZE];
+                prefix[..FRAME_HEADER_SIZE].copy_from_slice(&frame);
+                prefix[FRAME_HEADER_SIZE..].copy_from_slice(&rest);
+                let prefix = ChunkPrefix::parse(&prefix).map_err(|error| refuse(self.key, error))?;
+                let payload = self.stream.take(prefix.payload_length as usize).map_err(failed)?;
+                let number = self.number;
+                self.number =
+                    number.checked_add(1).ok_or_else(|| damaged(self.key, "it has too many chunks"))?;
+                Ok(Some((number, prefix, payload)))
+            }
+            Frame::Index(length) => {
+                self.index_length = Some((frame, length));
+                Ok(None)
+            }
+            Frame::Header(_) | Frame::Footer => Err(damaged(self.key, "its parts are out of order")),
+        }
+    }
+
+    /// Everything from the index frame on.
+    fn end(mut self) -> Result<Vec<u8>, DecodeError> {
+        let failed = |error: StreamError| error.into_decode_error(self.key);
+        let Some((frame, length)) = self.index_length else { return Err(damaged(self.key, "it has no index")) };
+        let rest = (length - FRAME_HEADER_SIZE) + FOOTER_SIZE;
+        if self.stream.remaining() != rest as u64 {
+            return Err(damaged(self.key, "it is cut off, or something follows it"));
+        }
+        let rest = self.stream.take(rest).map_err(failed)?;
+        Ok([&frame, &*rest].concat())
+    }
+}
+
+/// A chunk on its way through a worker; the plaintext buffer goes round and round.
+struct Job {
+    number: u32,
+    prefix: ChunkPrefix,
+    payload: Piece,
+    plaintext: Vec<u8>,
+}
+
+struct Opened {
+    number: u32,
+    stored: u32,
+    plaintext: Vec<u8>,
+    /// `None` where chunks differ in size.
+    subtree: Option<Subtree>,
+    result: Result<(), String>,
+}
+
+struct OpenWorker {
+    plan: OpenPlan,
+    opener: Option<PartOpener>,
+}
+
+impl Worker<Job, Opened> for OpenWorker {
+    fn work(&mut self, job: Job) -> Opened {
+        let Job { number, prefix, payload, mut plaintext } = job;
+        let opener = match &mut self.opener {
+            Some(opener) => Ok(opener),
+            None => PartOpener::new(&self.plan).map(|opener| self.opener.insert(opener)),
+        };
+        let result = opener.and_then(|opener| opener.open_chunk(number, prefix, &payload, &mut plaintext));
+        let size = self.plan.regular_chunk_size().filter(|_| result.is_ok());
+        let subtree = size.map(|size| Subtree::of(number, size, &plaintext));
+        Opened { number, stored: CHUNK_PREFIX_SIZE as u32 + prefix.payload_length, plaintext, subtree, result }
+    }
+}
+
+enum WholeDigest {
+    Tree(TreeDigest),
+    Sequential(Box<blake3::Hasher>),
+}
+
+/// The calling thread's side: order, lengths, digest.
+struct Delivery<'a> {
+    key: &'a ObjectKey,
+    plan: &'a OpenPlan,
+    digest: WholeDigest,
+    chunks: Vec<ChunkLengths>,
+    spare: Vec<Vec<u8>>,
+    deliver: &'a mut dyn FnMut(&[u8]) -> Result<(), SinkError>,
+}
+
+impl Delivery<'_> {
+    fn accept(&mut self, opened: Opened) -> Result<(), DecodeError> {
+        opened.result.map_err(|problem| damaged(self.key, problem))?;
+        let number = opened.number;
+        if let (Some(size), Some(previous)) = (self.plan.regular_chunk_size(), self.chunks.last()) {
+            // Offsets in the digest's tree, and of ranges, follow from this.
+            if previous.plaintext as usize != size {
+                return Err(damaged(self.key, format!("chunk {} is short but not the last", number - 1)));
+            }
+        }
+        if opened.plaintext.is_empty() && number > 0 {
+            return Err(damaged(self.key, format!("chunk {number} is empty")));
+        }
+        match (&mut self.digest, opened.subtree) {
+            (WholeDigest::Tree(digest), Some(subtree)) => digest.push(subtree),
+            (WholeDigest::Sequential(digest), _) => {
+                digest.update(&opened.plaintext);
+            }
+            (WholeDigest::Tree(_), None) => return Err(damaged(self.key, "a chunk was not hashed")),
+        }
+        self.chunks.push(ChunkLengths { stored: opened.stored, plaintext: opened.plaintext.len() as u32 });
+        (self.deliver)(&opened.plaintext).map_err(DecodeError::Sink)?;
+        self.spare.push(opened.plaintext);
+        Ok(())
+    }
+
+    fn finish(self, end: &[u8], stored_length: u64) -> Result<ObjectTail, DecodeError> {
+        let refused = |error| refuse(self.key, error);
+        let (index_frame, footer) = split_end(end, stored_length).map_err(refused)?;
+        let mut opener = PartOpener::new(self.plan).map_err(|problem| damaged(self.key, problem))?;
+        let end = opener.open_end(index_frame, &footer).map_err(refused)?;
+        if end.chunks != self.chunks {
+            return Err(damaged(self.key, "its chunks are not the ones in its table"));
+        }
+        let digest = match self.digest {
+            WholeDigest::Tree(digest) => digest.finish(),
+            WholeDigest::Sequential(digest) => Digest(*digest.finalize().as_bytes()),
+        };
+        if digest != end.digest {
+            return Err(damaged(self.key, "its digest is not the one in its footer"));
+        }
+        Ok(ObjectTail {
+            facts: self.plan.header.facts.clone(),
+            digest,
+            plaintext_length: end.plaintext_length,
+            stored_length,
+            key_id: self.plan.header.key_id,
+            index: end.content,
+        })
+    }
 }
 
 /// What a manifest knows about a pack: enough to open any of its chunks alone.
@@ -80,25 +412,51 @@ pub struct PackFacts {
 
 /// Opens single chunks of one pack; cheap to make per thread, reuses its zstd context.
 pub struct ChunkOpener {
-    _private: (),
+    key: ObjectKey,
+    opener: PartOpener,
 }
 
 impl ChunkOpener {
     /// An opener for the chunks of this pack.
-    pub fn new(_pack: &PackFacts, _keys: &KeyRing) -> Result<ChunkOpener, DecodeError> {
-        todo!()
+    pub fn new(pack: &PackFacts, keys: &KeyRing) -> Result<ChunkOpener, DecodeError> {
+        let header = Header {
+            facts: pack.facts.clone(),
+            compression: pack.compression,
+            key_id: pack.key_id,
+            salt: pack.salt,
+            chunk_size: 0,
+        };
+        let encoded = header.encode();
+        let encoded = encoded.ok_or_else(|| damaged(&pack.key, "no pack has a header like the one recorded for it"))?;
+        let plan = OpenPlan::with_header(header, &encoded, &pack.key, keys)?;
+        let opener = PartOpener::new(&plan).map_err(|problem| damaged(&pack.key, problem))?;
+        Ok(ChunkOpener { key: pack.key.clone(), opener })
     }
 
     /// Opens stored chunk `number` (prefix included, as [`super::encode::ChunkLocation`] says) into `plaintext`, which is
     /// cleared first and must come out `plaintext_length` long.
     pub fn open(
         &mut self,
-        _number: u32,
-        _stored: &[u8],
-        _plaintext_length: u32,
-        _plaintext: &mut Vec<u8>,
+        number: u32,
+        stored: &[u8],
+        plaintext_length: u32,
+        plaintext: &mut Vec<u8>,
     ) -> Result<(), DecodeError> {
-        todo!()
+        plaintext.clear();
+        let opened = split_chunk(stored).map_err(|error| refuse(&self.key, error));
+        let opened = opened.and_then(|(prefix, payload)| {
+            let opened = self.opener.open_chunk(number, prefix, payload, plaintext);
+            opened.map_err(|problem| damaged(&self.key, problem))
+        });
+        let right = plaintext.len() == plaintext_length as usize;
+        let opened = opened.and_then(|()| {
+            let problem = || format!("chunk {number} has {} bytes, not {plaintext_length}", plaintext.len());
+            if right { Ok(()) } else { Err(damaged(&self.key, problem())) }
+        });
+        if opened.is_err() {
+            plaintext.clear();
+        }
+        opened
     }
 }
 

@@ -1,10 +1,19 @@
 //! Writing objects.
+//!
+//! In: plaintext, chunk by chunk. Out: an object in the envelope, to a sink, in order. The memory taken is a few
+//! chunks per worker, whatever the object's size.
+
+use std::thread::available_parallelism;
 
 use crate::error::Explain;
 use crate::exit_status::Cause;
-use crate::format::envelope::ObjectFacts;
+use crate::format::envelope::{CHUNK_SIZE, MAX_CHUNK_SIZE, ObjectFacts, ObjectKind};
 use crate::format::{Digest, ObjectKey};
 
+use super::compress::{Compression, compressed_bound};
+use super::crew::{Crew, CrewError, Worker, window};
+use super::seal::{ChunkSealer, Layout, SealPlan};
+use super::tree_hash::{Subtree, TreeDigest};
 use super::{KeyId, Sealing};
 
 /// Where an object's stored bytes go, in order: a publication, or memory.
@@ -47,14 +56,176 @@ pub struct Encoded {
 /// `index` is asked for after the last chunk, so that it can hold what the source learned on the way; it gets
 /// the source back.
 pub fn encode_object<S: ChunkSource>(
-    _source: S,
-    _facts: &ObjectFacts,
-    _key: &ObjectKey,
-    _sealing: &Sealing,
-    _index: impl FnOnce(S) -> Vec<u8>,
-    _sink: &mut dyn ObjectSink,
+    source: S,
+    facts: &ObjectFacts,
+    key: &ObjectKey,
+    sealing: &Sealing,
+    index: impl FnOnce(S) -> Vec<u8>,
+    sink: &mut dyn ObjectSink,
 ) -> Result<Encoded, EncodeError> {
-    todo!()
+    let codec = |problem| EncodeError::Codec { key: key.to_string(), problem };
+    // A pack's header has no chunk size however it was written: it must be derivable from what manifests know.
+    let chunk_size = if facts.kind == ObjectKind::Pack { 0 } else { CHUNK_SIZE as u32 };
+    let plan = SealPlan::new(facts, key, sealing, chunk_size).map_err(codec)?;
+    encode_with_plan(source, &plan, key, worker_count(sealing), index, sink)
+}
+
+/// [`encode_object`] with header and salt decided.
+pub(super) fn encode_with_plan<S: ChunkSource>(
+    mut source: S,
+    plan: &SealPlan,
+    key: &ObjectKey,
+    workers: usize,
+    index: impl FnOnce(S) -> Vec<u8>,
+    sink: &mut dyn ObjectSink,
+) -> Result<Encoded, EncodeError> {
+    let codec = |problem| EncodeError::Codec { key: key.to_string(), problem };
+    sink.write(plan.header()).map_err(EncodeError::Sink)?;
+    let layout = Layout { stored_length: plan.header().len() as u64, ..Layout::default() };
+    let mut assembly = Assembly { layout, digest: TreeDigest::default(), sink, key, spare: Vec::new() };
+    assembly.write_chunks(&mut source, plan, workers)?;
+
+    let Assembly { mut layout, digest, sink, .. } = assembly;
+    let digest = digest.finish();
+    let content = index(source);
+    let mut sealer = ChunkSealer::new(plan).map_err(codec)?;
+    let end = sealer.seal_end(&layout, digest, &content).map_err(codec)?;
+    sink.write(&end).map_err(EncodeError::Sink)?;
+    layout.stored_length += end.len() as u64;
+    Ok(layout.encoded(digest))
+}
+
+/// One worker per core, as far as their contexts and the chunks under way fit the memory that one object may
+/// take; at least one.
+fn worker_count(sealing: &Sealing) -> usize {
+    if let Some(workers) = sealing.workers {
+        return workers.max(1);
+    }
+    let cores = available_parallelism().map_or(1, usize::from);
+    let memory = |workers: usize| {
+        window(workers) * 2 * CHUNK_SIZE + workers * Compression::context_size(sealing.compression)
+    };
+    (1..=cores).take_while(|workers| *workers == 1 || memory(*workers) <= MEMORY_BUDGET).last().unwrap_or(1)
+}
+
+/// What encoding one object may take, of the 32 MiB that wal-push may: the rest is the program, the WAL index and
+/// the connection to the store.
+const MEMORY_BUDGET: usize = 18 << 20;
+
+/// A chunk on its way through a worker; the same two buffers go round and round.
+struct Job {
+    number: u32,
+    plaintext: Vec<u8>,
+    stored: Vec<u8>,
+}
+
+struct Sealed {
+    job: Job,
+    subtree: Subtree,
+    result: Result<(), String>,
+}
+
+struct SealWorker {
+    plan: SealPlan,
+    sealer: Option<ChunkSealer>,
+}
+
+impl Worker<Job, Sealed> for SealWorker {
+    fn work(&mut self, mut job: Job) -> Sealed {
+        let subtree = Subtree::of(job.number, CHUNK_SIZE, &job.plaintext);
+        let sealer = match &mut self.sealer {
+            Some(sealer) => Ok(sealer),
+            None => ChunkSealer::new(&self.plan).map(|sealer| self.sealer.insert(sealer)),
+        };
+        let result =
+            sealer.and_then(|sealer| sealer.seal_chunk(job.number, &job.plaintext, &mut job.stored));
+        Sealed { job, subtree, result }
+    }
+}
+
+/// An object being put together on the calling thread.
+struct Assembly<'a> {
+    layout: Layout,
+    digest: TreeDigest,
+    sink: &'a mut dyn ObjectSink,
+    key: &'a ObjectKey,
+    /// Buffers to use again.
+    spare: Vec<Job>,
+}
+
+impl Assembly<'_> {
+    fn write_chunks(
+        &mut self,
+        source: &mut impl ChunkSource,
+        plan: &SealPlan,
+        workers: usize,
+    ) -> Result<(), EncodeError> {
+        let (first, mut last) = self.read_chunk(source, 0)?;
+        let make_worker = {
+            let plan = plan.clone();
+            move || SealWorker { plan: plan.clone(), sealer: None }
+        };
+        if last {
+            let sealed = make_worker().work(first);
+            return self.write_chunk(sealed);
+        }
+        std::thread::scope(|scope| {
+            let mut crew = Crew::new(scope, workers, make_worker);
+            let crew_failed = |error: CrewError| self.key_problem(error.to_string());
+            crew.submit(first).map_err(crew_failed)?;
+            let mut number = 1;
+            while !last || crew.under_way() > 0 {
+                // Reading comes first: it is what keeps the workers busy.
+                if last || crew.under_way() >= crew.window() {
+                    let sealed = crew.take().map_err(|error| self.key_problem(error.to_string()))?;
+                    self.write_chunk(sealed)?;
+                    continue;
+                }
+                let (job, was_last) = self.read_chunk(source, number)?;
+                last = was_last;
+                number = number.checked_add(1).ok_or_else(|| self.key_problem("it has too many chunks"))?;
+                // A source that learns only after a full chunk that it was the last one gives an empty one more.
+                if !job.plaintext.is_empty() {
+                    crew.submit(job).map_err(|error| self.key_problem(error.to_string()))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn key_problem(&self, problem: impl Into<String>) -> EncodeError {
+        EncodeError::Codec { key: self.key.to_string(), problem: problem.into() }
+    }
+
+    fn read_chunk(
+        &mut self,
+        source: &mut impl ChunkSource,
+        number: u32,
+    ) -> Result<(Job, bool), EncodeError> {
+        let mut job = self.spare.pop().unwrap_or_else(|| Job {
+            number,
+            plaintext: Vec::with_capacity(CHUNK_SIZE),
+            stored: Vec::new(),
+        });
+        job.number = number;
+        job.plaintext.clear();
+        let last = source.next_chunk(&mut job.plaintext).map_err(EncodeError::Source)?;
+        let length = job.plaintext.len();
+        if length == CHUNK_SIZE || (last && length < CHUNK_SIZE) {
+            return Ok((job, last));
+        }
+        Err(self.key_problem(format!("the source gave {length} bytes instead of a chunk")))
+    }
+
+    fn write_chunk(&mut self, sealed: Sealed) -> Result<(), EncodeError> {
+        let Sealed { job, subtree, result } = sealed;
+        result.map_err(|problem| self.key_problem(problem))?;
+        self.sink.write(&job.stored).map_err(EncodeError::Sink)?;
+        self.layout.add_chunk(job.stored.len(), job.plaintext.len());
+        self.digest.push(subtree);
+        self.spare.push(job);
+        Ok(())
+    }
 }
 
 /// Where one chunk lies in its object.
@@ -73,38 +244,74 @@ pub struct ChunkLocation {
 /// Writes one object chunk by chunk on the calling thread: how each backup job writes its pack.
 pub struct ObjectWriter<K: ObjectSink> {
     sink: K,
+    key: ObjectKey,
+    plan: SealPlan,
+    sealer: ChunkSealer,
+    layout: Layout,
+    digest: blake3::Hasher,
+    stored: Vec<u8>,
 }
 
 impl<K: ObjectSink> ObjectWriter<K> {
     /// Begins an object: writes its header.
     pub fn new(
-        _facts: &ObjectFacts,
-        _key: &ObjectKey,
-        _sealing: &Sealing,
-        _sink: K,
+        facts: &ObjectFacts,
+        key: &ObjectKey,
+        sealing: &Sealing,
+        mut sink: K,
     ) -> Result<Self, EncodeError> {
-        todo!()
+        let codec = |problem| EncodeError::Codec { key: key.to_string(), problem };
+        let plan = SealPlan::new(facts, key, sealing, 0).map_err(codec)?;
+        let sealer = ChunkSealer::new(&plan).map_err(codec)?;
+        sink.write(plan.header()).map_err(EncodeError::Sink)?;
+        let layout = Layout { stored_length: plan.header().len() as u64, ..Layout::default() };
+        let stored = Vec::with_capacity(compressed_bound(CHUNK_SIZE) + 64);
+        Ok(ObjectWriter { sink, key: key.clone(), plan, sealer, layout, digest: blake3::Hasher::new(), stored })
+    }
+
+    fn codec_problem(&self, problem: String) -> EncodeError {
+        EncodeError::Codec { key: self.key.to_string(), problem }
     }
 
     /// Compresses, encrypts and writes one chunk of 1 to [`crate::format::envelope::MAX_CHUNK_SIZE`] bytes.
-    pub fn write_chunk(&mut self, _plaintext: &[u8]) -> Result<ChunkLocation, EncodeError> {
-        todo!()
+    pub fn write_chunk(&mut self, plaintext: &[u8]) -> Result<ChunkLocation, EncodeError> {
+        if plaintext.is_empty() || plaintext.len() > MAX_CHUNK_SIZE {
+            let problem = format!("a chunk has 1 to {MAX_CHUNK_SIZE} bytes, not {}", plaintext.len());
+            return Err(self.codec_problem(problem));
+        }
+        let number = self.layout.next_number().map_err(|problem| self.codec_problem(problem))?;
+        let sealed = self.sealer.seal_chunk(number, plaintext, &mut self.stored);
+        sealed.map_err(|problem| self.codec_problem(problem))?;
+        self.digest.update(plaintext);
+        self.sink.write(&self.stored).map_err(EncodeError::Sink)?;
+        let offset = self.layout.stored_length;
+        self.layout.add_chunk(self.stored.len(), plaintext.len());
+        Ok(ChunkLocation {
+            number,
+            offset,
+            stored_length: self.stored.len() as u32,
+            plaintext_length: plaintext.len() as u32,
+        })
     }
 
     /// Bytes written so far.
     pub fn stored_length(&self) -> u64 {
-        todo!()
+        self.layout.stored_length
     }
 
     /// What a manifest must know to read this object's chunks without reading its header.
     pub fn salt_and_key(&self) -> ([u8; 32], Option<KeyId>) {
-        todo!()
+        (self.plan.salt, self.plan.key_id)
     }
 
     /// Ends the object: writes its index and footer, and gives the sink back to be published.
-    pub fn finish(self, _index: &[u8]) -> Result<(Encoded, K), EncodeError> {
-        let _ = self.sink;
-        todo!()
+    pub fn finish(mut self, index: &[u8]) -> Result<(Encoded, K), EncodeError> {
+        let digest = Digest(*self.digest.finalize().as_bytes());
+        let end = self.sealer.seal_end(&self.layout, digest, index);
+        let end = end.map_err(|problem| self.codec_problem(problem))?;
+        self.sink.write(&end).map_err(EncodeError::Sink)?;
+        self.layout.stored_length += end.len() as u64;
+        Ok((self.layout.encoded(digest), self.sink))
     }
 }
 

@@ -4,9 +4,14 @@
 //! In: plaintext chunks and a [`Sealing`]. Out: an object in the envelope of [`crate::format::envelope`].
 
 pub mod compress;
+mod crew;
 pub mod decode;
 pub mod encode;
 pub mod encrypt;
+mod open;
+mod seal;
+mod stored_stream;
+mod tree_hash;
 
 pub use compress::Compression;
 pub use encrypt::{KeyId, KeyRing, MasterKey};

@@ -14,6 +14,7 @@ use std::time::Instant;
 use crate::config::{Config, FetchOnError};
 use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
+use crate::interrupt;
 use crate::local::durable::parent_of;
 use crate::pg::ArchiveFileName;
 use crate::repository::{Patience, Repository};
@@ -104,7 +105,9 @@ fn end_after_failure(
     server: &ServerDirectory,
     failure: Failure,
 ) -> Result<Outcome, Failure> {
-    if matches!(failure.cause, Cause::Interrupted | Cause::Internal) {
+    // Whatever fails after a signal may be its consequence.
+    let says_nothing = matches!(failure.cause, Cause::Interrupted | Cause::Internal);
+    if says_nothing || interrupt::requested().is_some() {
         return Err(failure);
     }
     let standby_segment = matches!(name, ArchiveFileName::Segment(_)) && server.is_standby();

@@ -4,7 +4,6 @@ use std::fmt;
 
 use super::schema::Secrecy;
 use crate::pg::client::ConnectionSettings;
-use crate::repository::RepositorySettings;
 
 /// Stands for what is not shown.
 pub const HIDDEN: &str = "(hidden)";
@@ -118,17 +117,6 @@ impl fmt::Debug for ConnectionSettings {
     }
 }
 
-impl fmt::Debug for RepositorySettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let options: Vec<(&str, &str)> = self
-            .options
-            .iter()
-            .map(|(key, value)| (key.as_str(), if is_secret_option(key) { HIDDEN } else { value.as_str() }))
-            .collect();
-        f.debug_struct("RepositorySettings").field("url", &self.url).field("options", &options).finish()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,14 +152,6 @@ mod tests {
 
     #[test]
     fn debug_output_holds_no_secret() {
-        let settings = RepositorySettings {
-            url: "s3://bucket".to_owned(),
-            options: [("aws_secret_access_key", "geheim"), ("region", "eu-central-1")]
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .into(),
-        };
-        let text = format!("{settings:?}");
-        assert!(text.contains("eu-central-1") && !text.contains("geheim"), "{text}");
         let settings = ConnectionSettings { connection: Some("password=geheim".to_owned()) };
         assert!(!format!("{settings:?}").contains("geheim"));
     }

@@ -2,18 +2,45 @@
 //!
 //! Written at push in the one pass that also checks records. Tagged sections: a reader skips the ones it does not know, so
 //! that later versions (changed blocks, drops) add sections without a new format.
+//!
+//! An index describes its segment alone. A record that spans segments is in neither index; [`IndexChain`] is fed the
+//! indexes of consecutive segments and puts it back, in the segment where it begins.
+//!
+//! **What a recovery plan may conclude.** PostgreSQL stops at the first commit *or abort* record in LSN order (prepared
+//! transactions and rolled back subtransactions with an xid included) whose time is after the target time, or at or after
+//! it if the target is exclusive (`recoveryStopsBefore`, `src/backend/access/transam/xlogrecovery.c`). Times are not
+//! monotonic, so [`TransactionSpan::has_stop`] looks at the greatest. For an xid it stops at the record that ends exactly
+//! this transaction: [`WalIndex::committed`] and [`WalIndex::aborted`] have each xid that a record names. Where
+//! [`WalIndex::abridged`] is set, or a segment must be split (consistency is reached inside it), scan the segment itself.
 
 use serde::Serialize;
 
+use crate::pg::wal_event::Event;
+pub use crate::pg::wal_event::{CheckpointKind, Outcome};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
+
+mod chain;
+mod encoding;
+mod xid_set;
+
+pub use chain::{IndexChain, SegmentFacts, SpanningRecord};
+pub use encoding::ParseWalIndexError;
+pub use xid_set::XidSet;
 
 /// What one segment holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct WalIndex {
     /// Major version that the page magic stands for; 0 if unknown.
     pub postgresql_major: u32,
+    /// The segment's first byte.
+    pub start: Lsn,
+    /// The first byte behind the segment.
+    pub end: Lsn,
     /// Where the first record that *begins* in this segment begins; `None` if none does.
     pub first_record: Option<Lsn>,
+    /// Where the record before that one begins, as the first record says (`xl_prev`): in an earlier segment. `None` if
+    /// that is not in this segment.
+    pub previous_record: Option<Lsn>,
     /// Where the last record that begins in this segment begins (it may end in a later one).
     pub last_record: Option<Lsn>,
     /// Where valid WAL ends: the segment's end if a record goes on there or the segment is complete (also after a
@@ -24,18 +51,24 @@ pub struct WalIndex {
     /// Records that end in this segment.
     pub record_count: u64,
     /// Commit and abort records that begin here and are complete here; `None` if there are none. A record that spans
-    /// segments is added by [`WalIndex::stitch`].
+    /// segments is added by [`IndexChain`].
     pub transactions: Option<TransactionSpan>,
     /// Transactions whose commit (prepared ones included; top-level xids only) begins and ends here.
     pub committed: XidSet,
-    /// The same for aborts.
+    /// The same for aborts; rolled back subtransactions that had an xid are here with their own.
     pub aborted: XidSet,
     /// Restore points.
     pub restore_points: Vec<RestorePoint>,
-    /// Checkpoint and end-of-recovery records.
+    /// Checkpoint and end-of-recovery records; of unknown major versions only the latter.
     pub checkpoints: Vec<CheckpointRecord>,
     /// `XLOG_PARAMETER_CHANGE` records: wal_level as number (0 minimal, 1 replica, 2 logical) and where.
     pub wal_levels: Vec<(Lsn, u8)>,
+    /// Where a record begins that a crash left unfinished and that the server gave up here (often in the segment before):
+    /// it is no record, and what follows replaces its end.
+    pub abandoned: Option<Lsn>,
+    /// Lists are cut at [`LIST_LIMIT`], xid sets hold ids that did not end here, or a record was too long to understand:
+    /// only the segment itself can tell everything. Never so for ordinary WAL.
+    pub abridged: bool,
     /// Bytes at the segment's beginning that continue a record of the previous one, page headers taken out (at most
     /// [`FRAGMENT_LIMIT`]; empty if there are none).
     pub head: Fragment,
@@ -46,25 +79,39 @@ pub struct WalIndex {
 /// The most bytes of a spanning record that an index keeps on either side.
 pub const FRAGMENT_LIMIT: usize = 64 << 10;
 
+/// The most restore points, checkpoints and wal_level changes (of each) that an index lists.
+pub const LIST_LIMIT: usize = 4096;
+
 /// A piece of a record that spans segments.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Fragment {
     /// Where the record begins (for a tail); [`Lsn::INVALID`] for a head, whose beginning is in an earlier segment.
     pub record: Lsn,
-    /// `xl_tot_len` as far as known; 0 for none.
+    /// Of a tail the record's `xl_tot_len`; of a head the bytes that were missing when this segment began, which may
+    /// exceed `length` if the record does not end here either. 0 for no fragment.
     pub total_length: u32,
     /// Bytes of the record that lie in this segment (may exceed `bytes.len()`).
     pub length: u32,
-    /// The kept bytes, without page headers.
+    /// CRC-32C of these bytes, so that the whole record's can be checked without them.
+    pub crc: u32,
+    /// The kept bytes, without page headers: of a tail that recovery targets have no interest in, only the record's
+    /// header.
     #[serde(skip)]
     pub bytes: Vec<u8>,
+}
+
+impl Fragment {
+    /// Whether there is a fragment.
+    pub fn exists(&self) -> bool {
+        self.total_length != 0
+    }
 }
 
 /// Whether records are intact.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RecordVerdict {
-    /// Every record that ends here has the right CRC.
+    /// Every record that begins and ends here has the right CRC.
     #[default]
     Intact,
     /// Reading stopped at a record or page that is not valid.
@@ -93,6 +140,53 @@ pub struct TransactionSpan {
     pub last_commit: Option<TransactionEnd>,
 }
 
+impl TransactionSpan {
+    fn of(end: TransactionEnd) -> TransactionSpan {
+        TransactionSpan {
+            count: 0,
+            least_time: end.time,
+            greatest_time: end.time,
+            first: end,
+            last: end,
+            last_commit: None,
+        }
+    }
+
+    fn add(&mut self, end: TransactionEnd) {
+        self.count += 1;
+        self.least_time = self.least_time.min(end.time);
+        self.greatest_time = self.greatest_time.max(end.time);
+        self.last = end;
+        if end.outcome == Outcome::Committed {
+            self.last_commit = Some(end);
+        }
+    }
+
+    /// Whether recovery to `target` stops at one of these records, if it reads them all in a consistent state.
+    pub fn has_stop(&self, target: PgTimestamp, bound: TargetBound) -> bool {
+        bound.stops_at(self.greatest_time, target)
+    }
+}
+
+/// Whether what happened exactly at the target is replayed (`recovery_target_inclusive`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TargetBound {
+    /// It is: recovery stops at the first end of a transaction after the target.
+    Inclusive,
+    /// It is not: recovery stops at the first one at or after the target.
+    Exclusive,
+}
+
+impl TargetBound {
+    /// Whether recovery to the time `target` stops at a commit or abort with this time.
+    pub fn stops_at(self, time: PgTimestamp, target: PgTimestamp) -> bool {
+        match self {
+            TargetBound::Inclusive => time > target,
+            TargetBound::Exclusive => time >= target,
+        }
+    }
+}
+
 /// A commit or abort record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct TransactionEnd {
@@ -106,16 +200,6 @@ pub struct TransactionEnd {
     pub time: PgTimestamp,
     /// How it ended.
     pub outcome: Outcome,
-}
-
-/// How a transaction ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// `COMMIT`, `COMMIT PREPARED`.
-    Committed,
-    /// `ROLLBACK`, `ROLLBACK PREPARED`.
-    Aborted,
 }
 
 /// A named restore point.
@@ -144,50 +228,52 @@ pub struct CheckpointRecord {
     pub timeline: TimelineId,
     /// The timeline before, different right after a switch.
     pub previous_timeline: TimelineId,
-    /// When, by the server's clock (seconds only).
+    /// When, by the server's clock (a checkpoint's in seconds only).
     pub time: PgTimestamp,
 }
 
-/// Kinds of checkpoint-like records.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CheckpointKind {
-    /// While the server runs.
-    Online,
-    /// At a clean shutdown, and at the end of crash recovery.
-    Shutdown,
-    /// `XLOG_END_OF_RECOVERY`.
-    EndOfRecovery,
-}
-
-/// A set of transaction ids: sorted, disjoint, inclusive runs. Ids of one segment lie close together.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct XidSet {
-    runs: Vec<(u32, u32)>,
-}
-
-impl XidSet {
-    /// Makes a set of ids in any order.
-    pub fn from_ids(mut ids: Vec<u32>) -> XidSet {
-        ids.sort_unstable();
-        let mut runs: Vec<(u32, u32)> = Vec::new();
-        for id in ids {
-            match runs.last_mut() {
-                Some((_, end)) if id <= end.saturating_add(1) => *end = id.max(*end),
-                _ => runs.push((id, id)),
+impl WalIndex {
+    /// Takes in what the record from `lsn` to `end` means. Records must come in LSN order.
+    pub fn add_event(&mut self, lsn: Lsn, end: Lsn, event: Event) {
+        match event {
+            Event::TransactionEnd { xid, time, outcome } => {
+                self.add_transaction_end(TransactionEnd { lsn, end, xid, time, outcome });
             }
+            Event::RestorePoint { time, name } => {
+                let point = RestorePoint { lsn, end, time, name };
+                self.abridged |= !push_limited(&mut self.restore_points, point);
+            }
+            Event::Checkpoint { kind, redo, timeline, previous_timeline, time } => {
+                let redo = redo.unwrap_or(lsn);
+                let checkpoint = CheckpointRecord { lsn, redo, kind, timeline, previous_timeline, time };
+                self.abridged |= !push_limited(&mut self.checkpoints, checkpoint);
+            }
+            Event::WalLevel(level) => self.abridged |= !push_limited(&mut self.wal_levels, (lsn, level)),
+            Event::Abandoned(record) => self.abandoned = Some(record),
+            Event::Switch => {}
         }
-        XidSet { runs }
     }
 
-    /// Whether `xid` is in the set.
-    pub fn contains(&self, xid: u32) -> bool {
-        let after = self.runs.partition_point(|(start, _)| *start <= xid);
-        after.checked_sub(1).and_then(|at| self.runs.get(at)).is_some_and(|(_, end)| xid <= *end)
+    fn add_transaction_end(&mut self, end: TransactionEnd) {
+        self.transactions.get_or_insert_with(|| TransactionSpan::of(end)).add(end);
+        let set = match end.outcome {
+            Outcome::Committed => &mut self.committed,
+            Outcome::Aborted => &mut self.aborted,
+        };
+        self.abridged |= !set.insert(end.xid);
     }
 
-    /// The runs, sorted, both ends inclusive.
-    pub fn runs(&self) -> &[(u32, u32)] {
-        &self.runs
+    /// The major version as decoders want it.
+    pub(crate) fn major(&self) -> Option<u32> {
+        Some(self.postgresql_major).filter(|major| *major != 0)
     }
+}
+
+/// False if the list is full.
+fn push_limited<T>(list: &mut Vec<T>, item: T) -> bool {
+    let room = list.len() < LIST_LIMIT;
+    if room {
+        list.push(item);
+    }
+    room
 }

@@ -12,6 +12,7 @@ pub mod recovery;
 pub mod system_identifier;
 pub mod timeline;
 pub mod timestamp;
+pub mod wal_event;
 pub mod wal_page;
 pub mod wal_record;
 pub mod wal_segment;

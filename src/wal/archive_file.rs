@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::error::Explain;
+use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
 use crate::format::envelope::{ObjectFacts, ObjectKind};
 use crate::pg::wal_page::LongPageHeader;
@@ -230,7 +230,7 @@ pub enum ArchiveFileError {
         source: ParseArchiveFileNameError,
     },
     /// Not there, or not readable.
-    #[error("open {}: {source}", path.display())]
+    #[error("open {}: {}", path.display(), system_words(source))]
     Open {
         /// As given.
         path: PathBuf,
@@ -244,7 +244,7 @@ pub enum ArchiveFileError {
         path: PathBuf,
     },
     /// Reading failed.
-    #[error("read {}: {source}", path.display())]
+    #[error("read {}: {}", path.display(), system_words(source))]
     Read {
         /// As given.
         path: PathBuf,

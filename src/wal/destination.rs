@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::unistd::linkat;
 
-use crate::error::Explain;
+use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
 use crate::local::durable::{parent_of, sync_directory};
 use crate::local::kill_point::kill_point;
@@ -184,7 +184,7 @@ fn remove_leftovers(path: &Path) {
 
 /// Why a file could not be delivered.
 #[derive(Debug, thiserror::Error)]
-#[error("{verb} {}: {source}", path.display())]
+#[error("{verb} {}: {}", path.display(), system_words(source))]
 pub struct DestinationError {
     /// What was tried.
     pub verb: &'static str,

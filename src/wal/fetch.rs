@@ -12,11 +12,13 @@ use crate::error::Explain;
 use crate::exit_status::Cause;
 use crate::format::envelope::{ObjectFacts, ObjectKind};
 use crate::format::{ObjectKey, keys};
+use crate::interrupt;
 use crate::pg::{ArchiveFileName, WalSegmentName};
 use crate::repository::{Repository, RepositoryError, RepositoryObject, StoredObject};
 
 use super::absence::{AbsenceError, Archive, Miss, explain_miss};
 use super::destination::{Destination, DestinationError, Durability};
+use super::interruption::{Interrupted, stop_if_asked};
 use super::first_page::{FIRST_PAGE_BYTES, FirstPageProblem, check_first_page};
 use super::push::naming_of;
 
@@ -86,7 +88,10 @@ pub fn fetch_file(archive: &Archive<'_>, request: &FetchRequest<'_>) -> Result<F
                 request.name
             );
         }
-        std::thread::sleep(left.min(GAP_POLL));
+        interrupt::sleep(left.min(GAP_POLL));
+        if let Some(signal) = interrupt::requested() {
+            return Err(Interrupted(signal).into());
+        }
     }
 }
 
@@ -102,6 +107,7 @@ fn deliver(
     let mut first_page: Vec<u8> = Vec::with_capacity(FIRST_PAGE_BYTES);
     let expected = Expected { facts: &facts, key };
     let tail = decode_object(source, &expected, archive.keys, &mut |bytes| {
+        stop_if_asked()?;
         let missing = FIRST_PAGE_BYTES.saturating_sub(first_page.len());
         first_page.extend_from_slice(bytes.get(..missing.min(bytes.len())).unwrap_or_default());
         destination.write(bytes).map_err(|error| Box::new(error) as SinkError)
@@ -183,6 +189,9 @@ pub enum FetchError {
         /// What differs.
         problem: FirstPageProblem,
     },
+    /// Asked to end while waiting.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
     /// A hole that nothing filled.
     #[error("{name} is missing from the archive, although {later} is there")]
     Gap {
@@ -200,6 +209,7 @@ impl Explain for FetchError {
             FetchError::Decode(error) => error.exit_cause(),
             FetchError::Destination(error) => error.exit_cause(),
             FetchError::Absence(error) => error.exit_cause(),
+            FetchError::Interrupted(error) => error.exit_cause(),
             FetchError::NotTheSegment { problem: FirstPageProblem::OtherCluster { .. }, .. } => {
                 Cause::OtherCluster
             }
@@ -214,6 +224,7 @@ impl Explain for FetchError {
             FetchError::Decode(error) => error.hint(),
             FetchError::Destination(error) => error.hint(),
             FetchError::Absence(error) => error.hint(),
+            FetchError::Interrupted(error) => error.hint(),
             FetchError::NotTheSegment { .. } => Some(
                 "restore this object from a copy of the repository, or recover to a moment that does not need it"
                     .to_owned(),

@@ -10,6 +10,8 @@ pub mod destination;
 pub mod fetch;
 pub mod first_page;
 pub mod identity;
+pub mod interruption;
 pub mod push;
+pub mod scan;
 pub mod server_directory;
 pub mod show;

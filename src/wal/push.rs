@@ -15,6 +15,7 @@ use crate::pg::ArchiveFileName;
 use crate::repository::{Naming, Published, Repository, RepositoryError, RepositoryObject, StoredObject};
 
 use super::archive_file::{ArchiveFile, ArchiveFileError};
+use super::interruption::stop_if_asked;
 
 /// Room that header, index and footer may take beside the chunks, for the store's choice between one request and several.
 const ENVELOPE_ALLOWANCE: u64 = 512 << 10;
@@ -117,6 +118,7 @@ struct FileChunks<'a> {
 
 impl ChunkSource for FileChunks<'_> {
     fn next_chunk(&mut self, chunk: &mut Vec<u8>) -> Result<bool, SinkError> {
+        stop_if_asked()?;
         let left = self.file.length().saturating_sub(self.position);
         let length = left.min(CHUNK_SIZE as u64);
         self.file

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::error::Explain;
+use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
 use crate::local::durable::parent_of;
 use crate::pg::control::ControlFile;
@@ -83,7 +83,7 @@ fn read_control(directory: &Path) -> Result<Option<ControlFile>, ServerDirectory
 #[derive(Debug, thiserror::Error)]
 pub enum ServerDirectoryError {
     /// Reading failed.
-    #[error("read {}: {source}", path.display())]
+    #[error("read {}: {}", path.display(), system_words(source))]
     Read {
         /// The control file.
         path: PathBuf,

@@ -1,0 +1,172 @@
+//! A stored object read once, front to back, in large ranges, one of them ahead of the reader.
+//!
+//! In: an [`ObjectSource`]. Out: pieces of any length, in order. A piece shares the range that it lies in, so
+//! nothing is copied but what straddles two ranges. Lengths are checked against what is left of the object before
+//! anything is allocated.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::{Builder, Scope};
+
+use super::decode::{DecodeError, ObjectSource};
+use super::encode::SinkError;
+
+/// Bytes per read: large enough that a store's latency is paid seldom, small enough for two of them in memory.
+pub(super) const READ_SIZE: usize = 4 << 20;
+
+/// Consecutive bytes of an object.
+pub(super) struct Piece {
+    block: Arc<Vec<u8>>,
+    begin: usize,
+    end: usize,
+}
+
+impl Deref for Piece {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.block.get(self.begin..self.end).unwrap_or_default()
+    }
+}
+
+/// Why no piece could be had.
+pub(super) enum StreamError {
+    Source(SinkError),
+    /// The object ends, or a part of it, before it should.
+    Short,
+    Thread(String),
+}
+
+impl StreamError {
+    pub(super) fn into_decode_error(self, key: &crate::format::ObjectKey) -> DecodeError {
+        match self {
+            StreamError::Source(error) => DecodeError::Source(error),
+            StreamError::Short => super::open::damaged(key, "it is cut off"),
+            StreamError::Thread(problem) => super::open::damaged(key, problem),
+        }
+    }
+}
+
+type Block = Result<Vec<u8>, SinkError>;
+
+enum Blocks<'env> {
+    /// Read when asked for: objects of one range.
+    Direct(&'env dyn ObjectSource),
+    /// Read ahead by a thread.
+    Ahead(Receiver<Block>),
+}
+
+/// See the module.
+pub(super) struct StoredStream<'env> {
+    blocks: Blocks<'env>,
+    current: Arc<Vec<u8>>,
+    position: usize,
+    /// The range after `current`, if it was seen to be there.
+    arrived: Option<Block>,
+    /// Bytes after `current`.
+    unread: u64,
+}
+
+impl<'env> StoredStream<'env> {
+    pub(super) fn start<'scope>(
+        scope: &'scope Scope<'scope, 'env>,
+        source: &'env dyn ObjectSource,
+    ) -> Result<StoredStream<'env>, StreamError> {
+        let length = source.stored_length();
+        let blocks = if length <= READ_SIZE as u64 {
+            Blocks::Direct(source)
+        } else {
+            // Nothing is buffered: the thread waits with one range in its hands.
+            let (sender, receiver) = sync_channel::<Block>(0);
+            let read_ahead = move || {
+                let mut offset = 0;
+                while offset < length {
+                    let size = (length - offset).min(READ_SIZE as u64) as usize;
+                    let block = source.read_range(offset, size);
+                    let failed = block.is_err();
+                    if sender.send(block).is_err() || failed {
+                        return;
+                    }
+                    offset += size as u64;
+                }
+            };
+            let spawned = Builder::new().name("read-ahead".to_owned()).spawn_scoped(scope, read_ahead);
+            spawned.map_err(|error| StreamError::Thread(format!("start a thread: {error}")))?;
+            Blocks::Ahead(receiver)
+        };
+        Ok(StoredStream { blocks, current: Arc::default(), position: 0, arrived: None, unread: length })
+    }
+
+    /// Bytes of the object that were not taken yet.
+    pub(super) fn remaining(&self) -> u64 {
+        (self.current.len() - self.position) as u64 + self.unread
+    }
+
+    /// The next `N` bytes without taking them, if they lie in one range that is here.
+    pub(super) fn peek<const N: usize>(&self) -> Option<&[u8; N]> {
+        self.current.get(self.position..)?.first_chunk()
+    }
+
+    /// True if taking the next `length` bytes means waiting for the store.
+    pub(super) fn must_wait(&mut self, length: usize) -> bool {
+        if self.current.len() - self.position >= length || self.unread == 0 {
+            return false;
+        }
+        if let (Blocks::Ahead(receiver), None) = (&self.blocks, &self.arrived) {
+            self.arrived = receiver.try_recv().ok();
+        }
+        self.arrived.is_none()
+    }
+
+    /// The next `length` bytes, contiguous.
+    pub(super) fn take(&mut self, length: usize) -> Result<Piece, StreamError> {
+        if length as u64 > self.remaining() {
+            return Err(StreamError::Short);
+        }
+        if self.position == self.current.len() && length > 0 {
+            self.next_block()?;
+        }
+        if self.current.len() - self.position >= length {
+            let begin = self.position;
+            self.position += length;
+            return Ok(Piece { block: Arc::clone(&self.current), begin, end: begin + length });
+        }
+        let mut joined = Vec::with_capacity(length);
+        while joined.len() < length {
+            if self.position == self.current.len() {
+                self.next_block()?;
+            }
+            let rest = self.current.get(self.position..).unwrap_or_default();
+            let part = rest.get(..length - joined.len()).unwrap_or(rest);
+            joined.extend_from_slice(part);
+            self.position += part.len();
+        }
+        Ok(Piece { block: Arc::new(joined), begin: 0, end: length })
+    }
+
+    /// The next `N` bytes by value.
+    pub(super) fn take_array<const N: usize>(&mut self) -> Result<[u8; N], StreamError> {
+        let piece = self.take(N)?;
+        piece.first_chunk().copied().ok_or(StreamError::Short)
+    }
+
+    fn next_block(&mut self) -> Result<(), StreamError> {
+        let size = self.unread.min(READ_SIZE as u64) as usize;
+        let block = match (self.arrived.take(), &self.blocks) {
+            (Some(block), _) => block,
+            (None, Blocks::Direct(source)) => source.read_range(0, size),
+            (None, Blocks::Ahead(receiver)) => {
+                receiver.recv().map_err(|_| StreamError::Thread("the reading thread died".to_owned()))?
+            }
+        };
+        let block = block.map_err(StreamError::Source)?;
+        if block.len() != size || size == 0 {
+            return Err(StreamError::Short);
+        }
+        self.unread -= size as u64;
+        self.position = 0;
+        self.current = Arc::new(block);
+        Ok(())
+    }
+}
