@@ -88,39 +88,44 @@ const RECORDED_SETTINGS: [&str; 20] = [
 /// Settings that name configuration files.
 const FILE_SETTINGS: [&str; 3] = ["config_file", "hba_file", "ident_file"];
 
+/// Settings that decide what is done here.
+const DECIDING_SETTINGS: [&str; 4] = ["archive_command", "archive_library", "data_directory", "TimeZone"];
+
 /// Asks the server and looks at its directory.
 pub fn learn(session: &mut Session, pgdata: Option<&Path>) -> Result<ServerState, BackupError> {
-    let settings = read_settings(session)?;
+    let names = [&RECORDED_SETTINGS[..], &FILE_SETTINGS, &DECIDING_SETTINGS].concat();
+    let settings = session.settings(&names)?;
     let setting = |name: &str| settings.get(name).cloned().unwrap_or_default();
     let pgdata = find_pgdata(pgdata, settings.get("data_directory").map(String::as_str))?;
     let control = control::read(&pgdata)?.file;
-    let version = number(session, "ask for the server's version", "SELECT current_setting('server_version_num')")?;
-    let in_recovery = word(session, "ask whether the server is in recovery", "SELECT pg_is_in_recovery()::text")?;
-    let in_recovery = in_recovery == "true";
+    let in_recovery = session.in_recovery()?;
     prove_own_directory(session, &pgdata, &control, in_recovery)?;
     let external_files = external_files(session, &settings, &pgdata);
-    let name = |path: &PathBuf| path.display().to_string();
+    let recorded = |name: &&str| Some(((*name).to_owned(), settings.get(*name)?.clone()));
     let facts = ServerFacts {
         version_text: word(session, "ask for the server's version", "SELECT version()")?,
         data_directory: setting("data_directory"),
-        external_configuration: external_files.iter().map(name).collect(),
+        external_configuration: external_files.iter().map(|path| path.display().to_string()).collect(),
         glibc_version: glibc_version(),
         icu_version: icu_version(session),
         catalog_version: control.catalog_version,
-        settings: RECORDED_SETTINGS
-            .iter()
-            .filter_map(|name| Some(((*name).to_owned(), settings.get(*name)?.clone())))
-            .collect(),
+        settings: RECORDED_SETTINGS.iter().filter_map(recorded).collect(),
         damaged_blocks: Vec::new(),
     };
-    let archiving = Archiving {
-        mode: setting("archive_mode"),
-        command: setting("archive_command"),
-        library: setting("archive_library"),
-    };
-    let time_zone = setting("TimeZone");
-    let state = ServerState { pgdata, control, version, in_recovery, time_zone, facts, external_files, archiving };
-    Ok(state)
+    Ok(ServerState {
+        version: session.server_version_num(),
+        in_recovery,
+        time_zone: setting("TimeZone"),
+        facts,
+        external_files,
+        archiving: Archiving {
+            mode: setting("archive_mode"),
+            command: setting("archive_command"),
+            library: setting("archive_library"),
+        },
+        pgdata,
+        control,
+    })
 }
 
 /// Refuses a server whose backup could never be completed or restored, before anything is copied.
@@ -169,29 +174,10 @@ fn refused(problem: impl Into<String>, hint: impl Into<String>) -> BackupError {
     BackupError::Refused { problem: problem.into(), hint: hint.into() }
 }
 
-fn read_settings(session: &mut Session) -> Result<BTreeMap<String, String>, BackupError> {
-    let what = "read the server's settings";
-    let sql = "SELECT name, setting FROM pg_settings WHERE setting IS NOT NULL";
-    let rows = session.client().query(sql, &[]).map_err(|error| failed(what, &error))?;
-    let pair = |row: &postgres::Row| Ok((row.try_get(0)?, row.try_get(1)?));
-    rows.iter().map(pair).collect::<Result<_, postgres::Error>>().map_err(|error| failed(what, &error))
-}
-
-/// A query's failure.
-pub fn failed(what: &str, error: &postgres::Error) -> BackupError {
-    BackupError::Client(ClientError::query(what, error))
-}
-
 /// The only value of the only row.
-pub fn word(session: &mut Session, what: &str, sql: &str) -> Result<String, BackupError> {
-    let get = |session: &mut Session| session.client().query_one(sql, &[])?.try_get(0);
-    get(session).map_err(|error| failed(what, &error))
-}
-
-fn number<T: std::str::FromStr>(session: &mut Session, what: &str, sql: &str) -> Result<T, BackupError> {
-    let text = word(session, what, sql)?;
-    let problem = format!("the server answered {text:?}");
-    text.parse().map_err(|_| BackupError::Client(ClientError::Query { what: what.to_owned(), problem }))
+fn word(session: &mut Session, what: &str, sql: &str) -> Result<String, BackupError> {
+    let row = session.client().query_one(sql, &[]).and_then(|row| row.try_get(0));
+    row.map_err(|error| BackupError::Client(ClientError::query(what, &error)))
 }
 
 fn find_pgdata(configured: Option<&Path>, data_directory: Option<&str>) -> Result<PathBuf, BackupError> {
@@ -214,10 +200,7 @@ fn prove_own_directory(
     control: &ControlFile,
     in_recovery: bool,
 ) -> Result<(), BackupError> {
-    let sql = "SELECT system_identifier::text FROM pg_control_system()";
-    // bigint there, but an unsigned number.
-    let identifier: i64 = number(session, "ask for the system identifier", sql)?;
-    let identifier = SystemIdentifier::new(identifier as u64);
+    let identifier = session.system_identifier()?;
     let other = |problem: String| {
         refused(
             problem,
@@ -238,7 +221,7 @@ fn prove_own_directory(
         // This role may not read the server's files: its start time and its state have to do.
         Err(_) => {
             let sql = "SELECT floor(extract(epoch FROM pg_postmaster_start_time()))::bigint::text";
-            let started: i64 = number(session, "ask when the server was started", sql)?;
+            let started: i64 = word(session, "ask when the server was started", sql)?.parse().unwrap_or_default();
             let same_state = in_recovery == (control.state == ClusterState::InArchiveRecovery);
             started_at(&local).is_some_and(|local| (0..=60).contains(&(started - local))) && same_state
         }
@@ -281,7 +264,9 @@ fn external_file(file: &Path, pgdata: &Path) -> Option<PathBuf> {
     if real.starts_with(pgdata) {
         return None;
     }
+    // A link inside PGDATA is not saved, but what it leads to is, where it lies.
     let plain = file.is_absolute()
+        && !file.starts_with(pgdata)
         && file.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     Some(if plain { file.to_owned() } else { real })
 }
@@ -330,7 +315,6 @@ mod tests {
         assert_eq!(external("outside.conf"), Some(root.join("outside.conf")));
         assert_eq!(external("data/../outside.conf"), Some(root.join("outside.conf")));
         assert_eq!(external("missing.conf"), None);
-        // PostgreSQL skips links inside PGDATA, so what they lead to is saved.
-        assert_eq!(external("data/link.conf"), Some(pgdata.join("link.conf")));
+        assert_eq!(external("data/link.conf"), Some(root.join("outside.conf")));
     }
 }

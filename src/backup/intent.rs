@@ -83,3 +83,15 @@ impl Heartbeat {
         Heartbeat { _stop: stop }
     }
 }
+
+/// Removes a finished backup's further signs of life, which tell nobody anything any more; the first one stays. What
+/// cannot be removed (a store under object lock) does no harm.
+pub fn clean_up(repository: &Repository, cluster: &ClusterName, id: &BackupId) {
+    let folder = format!("{}/{id}/intent", keys::backups(cluster));
+    let Ok(intents) = repository.list(&folder) else { return };
+    for intent in intents.iter().skip(1) {
+        if repository.delete(intent).is_err() {
+            return;
+        }
+    }
+}

@@ -74,13 +74,12 @@ pub struct WalWait<'a> {
 }
 
 impl WalWait<'_> {
-    /// Waits until all of `files` are stored. `while_waiting` is called between looks; its error ends the wait.
-    /// `explain` is asked for a hint when patience ends.
+    /// Waits until all of `files` are stored. `while_waiting` is called between looks, with how long nothing arrived; its
+    /// error ends the wait.
     pub fn wait(
         &self,
         files: Vec<ArchiveFileName>,
         mut while_waiting: impl FnMut(Duration) -> Result<(), BackupError>,
-        explain: impl FnOnce() -> String,
     ) -> Result<(), BackupError> {
         let mut missing = files;
         let mut last_arrival = Instant::now();
@@ -94,7 +93,8 @@ impl WalWait<'_> {
             }
             let waited = last_arrival.elapsed();
             if waited >= self.patience {
-                return Err(BackupError::WalMissing { segment: first.to_string(), waited, hint: explain() });
+                let segment = first.to_string();
+                return Err(BackupError::WalMissing { segment, waited, hint: String::new() });
             }
             if !interrupt::sleep(pause.min(self.patience - waited)) {
                 return Err(BackupError::Interrupted);
