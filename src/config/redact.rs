@@ -110,13 +110,6 @@ fn value_length(text: &str) -> Option<usize> {
     if quoted { None } else { Some(text.len()) }
 }
 
-impl fmt::Debug for ConnectionSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let connection = self.connection.as_deref().map(connection_without_passwords);
-        f.debug_struct("ConnectionSettings").field("connection", &connection).finish()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
