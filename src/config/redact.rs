@@ -1,9 +1,7 @@
 //! What may be shown of a setting that can hold a secret. In doubt nothing is shown.
 
-use std::fmt;
 
 use super::schema::Secrecy;
-use crate::pg::client::ConnectionSettings;
 
 /// Stands for what is not shown.
 pub const HIDDEN: &str = "(hidden)";
@@ -113,6 +111,7 @@ fn value_length(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pg::client::ConnectionSettings;
 
     #[test]
     fn passwords_in_connection_strings_are_hidden() {
