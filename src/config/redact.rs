@@ -1,6 +1,5 @@
 //! What may be shown of a setting that can hold a secret. In doubt nothing is shown.
 
-
 use super::schema::Secrecy;
 
 /// Stands for what is not shown.
