@@ -22,7 +22,10 @@ pub fn snapshot(session: &mut Session) -> Vec<CatalogueEntry> {
         match relations(session, &database) {
             Ok(relations) => entries.extend(relations),
             Err(error) => {
-                tracing::warn!("the backup does not name the relations of database {}: {error}", database.name);
+                tracing::warn!(
+                    "the backup does not name the relations of database {}: {error}",
+                    database.name
+                );
             }
         }
     }

@@ -132,14 +132,23 @@ pub fn learn(session: &mut Session, pgdata: Option<&Path>) -> Result<ServerState
 pub fn check(session: &mut Session, state: &ServerState) -> Result<(), BackupError> {
     let wal_level = state.facts.settings.get("wal_level").map(String::as_str).unwrap_or_default();
     if wal_level == "minimal" {
-        return Err(refused("wal_level is minimal: WAL does not hold what a restore needs", "set wal_level = replica and restart the server"));
+        return Err(refused(
+            "wal_level is minimal: WAL does not hold what a restore needs",
+            "set wal_level = replica and restart the server",
+        ));
     }
     if state.in_recovery {
         return check_standby(session, state);
     }
     if !matches!(state.archiving.mode.as_str(), "on" | "always") {
-        let problem = format!("archive_mode is {}: the WAL that the backup needs would never be archived", state.archiving.mode);
-        return Err(refused(problem, "set archive_mode = on and archive_command = 'walhold wal-push %p', and restart the server"));
+        let problem = format!(
+            "archive_mode is {}: the WAL that the backup needs would never be archived",
+            state.archiving.mode
+        );
+        return Err(refused(
+            problem,
+            "set archive_mode = on and archive_command = 'walhold wal-push %p', and restart the server",
+        ));
     }
     let unset = |text: &str| text.is_empty() || text == "(disabled)";
     if unset(&state.archiving.command) && unset(&state.archiving.library) {
@@ -210,18 +219,26 @@ fn prove_own_directory(
     if identifier != control.system_identifier {
         let local = control.system_identifier;
         let place = pgdata.display();
-        return Err(other(format!("{place} belongs to the cluster with system identifier {local}, but the connected server's is {identifier}")));
+        return Err(other(format!(
+            "{place} belongs to the cluster with system identifier {local}, but the connected server's is {identifier}"
+        )));
     }
     let path = pgdata.join("postmaster.pid");
     let local = std::fs::read_to_string(&path).map_err(|error| {
-        other(format!("{} is not the connected server's data directory: read {}: {}", pgdata.display(), path.display(), system_words(&error)))
+        other(format!(
+            "{} is not the connected server's data directory: read {}: {}",
+            pgdata.display(),
+            path.display(),
+            system_words(&error)
+        ))
     })?;
     let same = match session.client().query_one("SELECT pg_read_file('postmaster.pid')", &[]) {
         Ok(row) => same_postmaster(&local, row.try_get(0).unwrap_or_default()),
         // This role may not read the server's files: its start time and its state have to do.
         Err(_) => {
             let sql = "SELECT floor(extract(epoch FROM pg_postmaster_start_time()))::bigint::text";
-            let started: i64 = word(session, "ask when the server was started", sql)?.parse().unwrap_or_default();
+            let started: i64 =
+                word(session, "ask when the server was started", sql)?.parse().unwrap_or_default();
             let same_state = in_recovery == (control.state == ClusterState::InArchiveRecovery);
             started_at(&local).is_some_and(|local| (0..=60).contains(&(started - local))) && same_state
         }
@@ -229,7 +246,10 @@ fn prove_own_directory(
     if same {
         return Ok(());
     }
-    Err(other(format!("{} is the data directory of another server of this cluster, not of the connected one", pgdata.display())))
+    Err(other(format!(
+        "{} is the data directory of another server of this cluster, not of the connected one",
+        pgdata.display()
+    )))
 }
 
 /// Whether two texts of `postmaster.pid` are of one server: process, directory, start, port, socket and address; the
@@ -246,13 +266,15 @@ fn started_at(postmaster_pid: &str) -> Option<i64> {
 
 /// Configuration files that lie outside PGDATA, and files that they include.
 fn external_files(session: &mut Session, settings: &BTreeMap<String, String>, pgdata: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<String> = FILE_SETTINGS.iter().filter_map(|name| settings.get(*name).cloned()).collect();
+    let mut files: Vec<String> =
+        FILE_SETTINGS.iter().filter_map(|name| settings.get(*name).cloned()).collect();
     // Superusers only, and only files that set something; the rest of them the administrator knows.
     if let Ok(rows) = session.client().query("SELECT DISTINCT sourcefile FROM pg_file_settings", &[]) {
         files.extend(rows.iter().filter_map(|row| row.try_get::<_, Option<String>>(0).ok().flatten()));
     }
     let real_pgdata = pgdata.canonicalize().unwrap_or_else(|_| pgdata.to_owned());
-    let mut external: Vec<PathBuf> = files.iter().filter_map(|file| external_file(Path::new(file), &real_pgdata)).collect();
+    let mut external: Vec<PathBuf> =
+        files.iter().filter_map(|file| external_file(Path::new(file), &real_pgdata)).collect();
     external.sort();
     external.dedup();
     external
@@ -293,7 +315,9 @@ mod tests {
     fn servers_are_told_apart_by_their_pid_files() {
         let one = "123\n/data\n1763650000\n5432\n/tmp\nlocalhost\n  5432001  12\nready   \n";
         assert!(same_postmaster(one, &one.replace("ready   ", "stopping")));
-        for (from, to) in [("123\n", "124\n"), ("1763650000", "1763650001"), ("5432\n", "5433\n"), ("/tmp", "/run")] {
+        for (from, to) in
+            [("123\n", "124\n"), ("1763650000", "1763650001"), ("5432\n", "5433\n"), ("/tmp", "/run")]
+        {
             assert!(!same_postmaster(one, &one.replace(from, to)), "{from}");
         }
         assert!(!same_postmaster("", ""));

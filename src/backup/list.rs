@@ -57,7 +57,11 @@ impl std::str::FromStr for BackupName {
     type Err = crate::format::backup_id::ParseBackupIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.eq_ignore_ascii_case("latest") { Ok(BackupName::Latest) } else { text.parse().map(BackupName::Id) }
+        if text.eq_ignore_ascii_case("latest") {
+            Ok(BackupName::Latest)
+        } else {
+            text.parse().map(BackupName::Id)
+        }
     }
 }
 
@@ -95,7 +99,9 @@ impl Catalogue<'_> {
         let folder = keys::backups(self.cluster);
         let mut manifests: Vec<(BackupId, StoredObject)> = Vec::new();
         for object in self.repository.list(&folder)? {
-            let Some(name) = object.key.as_str().strip_prefix(&folder).and_then(|rest| rest.strip_prefix('/')) else {
+            let Some(name) =
+                object.key.as_str().strip_prefix(&folder).and_then(|rest| rest.strip_prefix('/'))
+            else {
                 continue;
             };
             let Some((id, "manifest")) = name.split_once('/') else { continue };
@@ -220,5 +226,10 @@ fn summary_of(id: &BackupId, tail: &ObjectTail) -> Result<BackupSummary, BackupE
 
 /// What a manifest's header must say.
 pub fn manifest_facts(system_identifier: SystemIdentifier) -> ObjectFacts {
-    ObjectFacts { kind: ObjectKind::Manifest, name: "manifest".to_owned(), system_identifier, segment_size: None }
+    ObjectFacts {
+        kind: ObjectKind::Manifest,
+        name: "manifest".to_owned(),
+        system_identifier,
+        segment_size: None,
+    }
 }

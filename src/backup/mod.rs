@@ -267,7 +267,9 @@ fn source_files(found: &PgdataWalk, state: &ServerState) -> Vec<SourceFile> {
         }
     }
     // It was read just before; if it has gone, reading it again will say so.
-    if let Ok(control) = describe(Root::DataDirectory, &state.pgdata.join(CONTROL_FILE), CONTROL_FILE.as_bytes()) {
+    if let Ok(control) =
+        describe(Root::DataDirectory, &state.pgdata.join(CONTROL_FILE), CONTROL_FILE.as_bytes())
+    {
         files.push(control);
     }
     files

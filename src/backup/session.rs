@@ -97,9 +97,12 @@ pub fn wal_of(state: &ServerState, start: &Lsn, stopped: &StoppedBackup) -> Resu
 /// A timeline's history, which a server that is on it keeps in its pg_wal.
 fn read_history(state: &ServerState, timeline: TimelineId) -> Result<TimelineHistory, BackupError> {
     let path = state.pgdata.join(format!("pg_wal/{timeline}.history"));
-    let text = std::fs::read_to_string(&path).map_err(|error| BackupError::Read { path: path.clone(), error })?;
-    TimelineHistory::parse(timeline, &text)
-        .map_err(|error| BackupError::Unusable { what: format!("read {}", path.display()), problem: error.to_string() })
+    let text =
+        std::fs::read_to_string(&path).map_err(|error| BackupError::Read { path: path.clone(), error })?;
+    TimelineHistory::parse(timeline, &text).map_err(|error| BackupError::Unusable {
+        what: format!("read {}", path.display()),
+        problem: error.to_string(),
+    })
 }
 
 /// Waits until the WAL is in the repository.
@@ -143,7 +146,8 @@ pub fn wait_for_wal(
 /// allowed to do this: then the operator is told.
 fn switch_on_primary(session: &mut Session) {
     let switch = |session: &mut Session| {
-        let conninfo = session.settings(&["primary_conninfo"])?.remove("primary_conninfo").unwrap_or_default();
+        let conninfo =
+            session.settings(&["primary_conninfo"])?.remove("primary_conninfo").unwrap_or_default();
         if conninfo.is_empty() {
             return Ok(None);
         }
@@ -173,7 +177,11 @@ fn archiver_says(session: &mut Session, state: &ServerState, request: &BackupReq
                WHERE last_failed_time > coalesce(last_archived_time, '-infinity')";
     let failed = session.client().query_opt(sql, &[]).ok().flatten();
     match failed.and_then(|row| row.try_get::<_, Option<String>>(0).ok().flatten()) {
-        Some(failed) => format!("archiving {failed} fails: look at the server's log for what archive_command says"),
-        None => format!("archive_command does not archive into {place}: walhold wal-push must be told the same WALHOLD_REPOSITORY and WALHOLD_CLUSTER"),
+        Some(failed) => {
+            format!("archiving {failed} fails: look at the server's log for what archive_command says")
+        }
+        None => format!(
+            "archive_command does not archive into {place}: walhold wal-push must be told the same WALHOLD_REPOSITORY and WALHOLD_CLUSTER"
+        ),
     }
 }

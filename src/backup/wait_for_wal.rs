@@ -151,8 +151,12 @@ mod tests {
     const SIZE: WalSegmentSize = WalSegmentSize::DEFAULT;
 
     fn names(history: TimelineHistory, start: &str, stop: &str) -> Vec<String> {
-        let span =
-            WalSpan { history, start: start.parse().unwrap(), stop: stop.parse().unwrap(), segment_size: SIZE };
+        let span = WalSpan {
+            history,
+            start: start.parse().unwrap(),
+            stop: stop.parse().unwrap(),
+            segment_size: SIZE,
+        };
         span.files().iter().map(ToString::to_string).collect()
     }
 

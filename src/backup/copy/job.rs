@@ -74,7 +74,9 @@ impl<'scope, 'env> Job<'scope, 'env> {
     /// Asks the system for what will be read when the work that others do now is done, so that a cold cache costs
     /// less. Only advice: failures show when the file is read.
     fn read_ahead(&self) {
-        let Some(WorkItem::Run { file, offset, length }) = self.plan.queue.upcoming(self.plan.jobs) else { return };
+        let Some(WorkItem::Run { file, offset, length }) = self.plan.queue.upcoming(self.plan.jobs) else {
+            return;
+        };
         let Ok(source) = self.source(*file) else { return };
         if let Ok(file) = File::open(source.place(self.plan.pgdata)) {
             advise(&file, *offset, *length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
