@@ -292,7 +292,10 @@ fn measure_space(
         let room = figures.files_free();
         if figures.files() > 0 && files > room {
             return Err(RestoreError::refused(
-                format!("on the file system of {} only {room} more files can be made, {files} are needed", directory.display()),
+                format!(
+                    "on the file system of {} only {room} more files can be made, {files} are needed",
+                    directory.display()
+                ),
                 "restore to another file system (--pgdata, --tablespace)",
             ));
         }
