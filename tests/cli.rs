@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use walhold::exit_status::{Cause, StatusRule};
 
 const SEGMENT: &str = "000000010000000000000001";
@@ -38,8 +40,18 @@ fn shell(script: &str) -> Output {
 #[test]
 fn help_of_every_command() {
     let commands = [
-        "", "init", "wal-push", "wal-fetch", "wal-show", "backup-push", "backup-list", "backup-show", "backup-mark",
-        "restore", "config", "keygen",
+        "",
+        "init",
+        "wal-push",
+        "wal-fetch",
+        "wal-show",
+        "backup-push",
+        "backup-list",
+        "backup-show",
+        "backup-mark",
+        "restore",
+        "config",
+        "keygen",
     ];
     for name in commands {
         let arguments: Vec<&str> = if name.is_empty() { vec!["--help"] } else { vec![name, "--help"] };
@@ -90,7 +102,10 @@ fn usage_errors_end_with_the_status_that_the_reader_understands() {
         let output = run(&arguments);
         assert_eq!(output.status.code(), Some(status), "{arguments:?}: {output:?}");
         let stderr = text(&output.stderr);
-        assert!(stderr.starts_with("walhold: ERROR: ") && stderr.lines().count() == 1, "{arguments:?}: {stderr}");
+        assert!(
+            stderr.starts_with("walhold: ERROR: ") && stderr.lines().count() == 1,
+            "{arguments:?}: {stderr}"
+        );
         assert!(stderr.contains("  HINT: "), "{arguments:?}: {stderr}");
     }
 }
@@ -149,16 +164,64 @@ fn a_reader_that_goes_away_ends_the_command_quietly() {
 
 #[test]
 fn a_panic_is_one_line_and_the_status_of_its_command() {
-    for (arguments, status) in [
-        (vec!["wal-push", "x"], 22),
-        (vec!["wal-fetch", SEGMENT, "x"], 222),
-        (vec!["config"], 1),
-    ] {
+    for (arguments, status) in
+        [(vec!["wal-push", "x"], 22), (vec!["wal-fetch", SEGMENT, "x"], 222), (vec!["config"], 1)]
+    {
         let output = command(&arguments).env("WALHOLD_TEST_PANIC", "1").output().expect("run walhold");
         assert_eq!(output.status.code(), Some(status), "{output:?}");
         let stderr = text(&output.stderr);
-        assert!(stderr.starts_with("walhold: ERROR: internal error: asked to panic at src/main.rs:"), "{stderr}");
+        assert!(
+            stderr.starts_with("walhold: ERROR: internal error: asked to panic at src/main.rs:"),
+            "{stderr}"
+        );
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+/// A run that waits for its key command, sent a signal; how it ended.
+fn interrupted(arguments: &[&str], signal: Signal) -> Output {
+    let data = tempfile::tempdir().expect("make a directory");
+    fs::create_dir(data.path().join("global")).expect("make global");
+    let control = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pg_control/15");
+    let mut control = fs::read(control).expect("read the golden pg_control");
+    control.resize(8192, 0);
+    fs::write(data.path().join("global/pg_control"), control).expect("write pg_control");
+    let started = data.path().join("started");
+    let child = command(arguments)
+        .env("WALHOLD_REPOSITORY", format!("file://{}/repository", data.path().display()))
+        .env("WALHOLD_ENCRYPTION_KEY_COMMAND", format!("touch {}; exec /bin/sleep 60", started.display()))
+        .env("PATH", "/usr/bin:/bin")
+        .current_dir(data.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("run walhold");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !started.exists() {
+        assert!(Instant::now() < deadline, "the key command was not run");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let process = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
+    nix::sys::signal::kill(process, signal).expect("send the signal");
+    let sent = Instant::now();
+    let output = child.wait_with_output().expect("wait for walhold");
+    assert!(sent.elapsed() < Duration::from_secs(10), "it went on for {:?}", sent.elapsed());
+    output
+}
+
+#[test]
+fn an_interrupted_command_dies_by_the_signal_that_came() {
+    use std::os::unix::process::ExitStatusExt;
+    for (arguments, signal) in [
+        (vec!["wal-fetch", SEGMENT, "RECOVERYXLOG"], Signal::SIGTERM),
+        (vec!["wal-fetch", "00000002.history", "RECOVERYHISTORY"], Signal::SIGQUIT),
+        (vec!["wal-show"], Signal::SIGINT),
+    ] {
+        let output = interrupted(&arguments, signal);
+        assert_eq!(output.status.signal(), Some(signal as i32), "{output:?}");
+        assert_eq!(
+            text(&output.stderr),
+            format!("walhold: ERROR: run encryption.key_command: interrupted by {signal}\n")
+        );
     }
 }
 
@@ -197,7 +260,8 @@ fn keygen_makes_different_keys_and_replaces_none() {
     let path_text = path.display().to_string();
     assert!(run(&["keygen", "--output", &path_text]).status.success());
     let written = fs::read(&path).expect("the key file is there");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).expect("its facts").permissions());
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).expect("its facts").permissions());
     assert_eq!(mode & 0o7777, 0o600);
     let again = run(&["keygen", "--output", &path_text]);
     assert_eq!(again.status.code(), Some(1));
@@ -216,7 +280,9 @@ fn manual_pages_and_completions_are_written() {
         .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
         .collect();
     names.sort();
-    for expected in ["walhold.1", "walhold-wal-push.1", "walhold-restore.1", "walhold.bash", "_walhold", "walhold.fish"] {
+    for expected in
+        ["walhold.1", "walhold-wal-push.1", "walhold-restore.1", "walhold.bash", "_walhold", "walhold.fish"]
+    {
         assert!(names.iter().any(|name| name == expected), "{expected} is not among {names:?}");
     }
     assert!(!names.iter().any(|name| name.contains("completions") || name.contains("-man")), "{names:?}");

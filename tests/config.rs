@@ -181,10 +181,7 @@ const REFUSED_FILES: &[(&str, &str)] = &[
         "[encryption]\nkey_file = \"/key\"\nkey_command = \"print-key\"",
         "settings encryption.key_file (DIR/walhold.toml:2) and encryption.key_command (DIR/walhold.toml:3) exclude each other  HINT: remove one of them",
     ),
-    (
-        "cluster = \"a\"\ncluster = \"b\"",
-        "read configuration file DIR/walhold.toml:2: duplicate key",
-    ),
+    ("cluster = \"a\"\ncluster = \"b\"", "read configuration file DIR/walhold.toml:2: duplicate key"),
     ("cluster", "read configuration file DIR/walhold.toml:1: key with no value, expected `=`"),
 ];
 
@@ -253,7 +250,8 @@ fn kubernetes_may_describe_a_service_called_walhold() {
 #[test]
 fn flags_are_refused_to_the_letter() {
     let refusal = Scene::new("").refusal(&[], &["--log-level", "loud", "config"]);
-    let expected = "setting log.level (flag --log-level): expected error, warn, info, debug or trace, found \"loud\"";
+    let expected =
+        "setting log.level (flag --log-level): expected error, warn, info, debug or trace, found \"loud\"";
     assert_eq!(refusal, format!("walhold: ERROR: {expected}\n"));
 }
 
@@ -300,7 +298,10 @@ key_command = "vault read -token=geheim6 secret/walhold"
         assert!(output.status.success(), "{output:?}");
         let shown = text(&output.stdout);
         assert!(!shown.contains("geheim"), "{shown}");
-        assert!(shown.contains("eu-central-1") && shown.contains("host=db") && shown.contains("vault"), "{shown}");
+        assert!(
+            shown.contains("eu-central-1") && shown.contains("host=db") && shown.contains("vault"),
+            "{shown}"
+        );
     }
     let config = Config::from_toml(toml, Path::new("walhold.toml")).expect("the settings are right");
     assert_eq!(config.repository.options["aws_secret_access_key"], "geheim3");
@@ -407,7 +408,10 @@ fn a_key_command_is_asked() {
     );
     assert!(failure("true").starts_with("run encryption.key_command: it printed nothing"));
     let wrong = failure(&format!("echo {}", "3b".repeat(31)));
-    assert!(wrong.starts_with("read what encryption.key_command printed: ") && !wrong.contains("3b3b"), "{wrong}");
+    assert!(
+        wrong.starts_with("read what encryption.key_command printed: ") && !wrong.contains("3b3b"),
+        "{wrong}"
+    );
 }
 
 #[test]
@@ -434,7 +438,9 @@ fn settings_can_be_carried_to_another_process() {
 /// The rows of the table in docs/configuration.md.
 fn documented_table() -> String {
     let code = |text: &str| format!("`{text}`");
-    let mut table = "| TOML key | variable | flag | allowed | default | meaning |\n|---|---|---|---|---|---|\n".to_owned();
+    let mut table =
+        "| TOML key | variable | flag | allowed | default | meaning |\n|---|---|---|---|---|---|\n"
+            .to_owned();
     for setting in SETTINGS {
         let variable = match setting.foreign_variable {
             Some(foreign) => format!("`{}`, else `{foreign}`", setting.variable),
@@ -465,7 +471,8 @@ fn the_documented_table_is_the_schema() {
     let (before, rest) = document.split_once(begin).expect("the table's begin");
     let (table, after) = rest.split_once(end).expect("the table's end");
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, format!("{before}{begin}{}{end}{after}", documented_table())).expect("write the document");
+        fs::write(&path, format!("{before}{begin}{}{end}{after}", documented_table()))
+            .expect("write the document");
         return;
     }
     assert_eq!(table, documented_table(), "run: UPDATE_DOCS=1 cargo test --test config");
