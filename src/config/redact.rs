@@ -42,7 +42,6 @@ fn connection_without_passwords(connection: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pg::client::ConnectionSettings;
 
     #[test]
     fn passwords_in_connection_strings_are_hidden() {
