@@ -518,7 +518,7 @@ impl Recovery {
         }
         let rows = primary.value("SELECT count(*) FROM t");
         primary.stop(StopMode::Fast);
-        let mut copy = Cluster::from_data_directory(15, &data);
+        let copy = Cluster::from_data_directory(15, &data);
         copy.configure("archive_mode", "off");
         copy.restore_with(walhold(), &environment);
         fs::write(data.join("recovery.signal"), "").expect("write recovery.signal");
