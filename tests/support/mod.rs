@@ -2,8 +2,10 @@
 #![allow(dead_code)]
 
 pub mod archive;
+pub mod fault_proxy;
 pub mod memory;
 pub mod postgres;
 pub mod program;
+pub mod stores;
 pub mod tmpfs;
 pub mod wal_files;
