@@ -237,7 +237,7 @@ fn a_missing_or_unreadable_file_is_told() {
     );
     let path = archive.offer(segment, files.bytes(segment));
     let owner = "run walhold as the user that owns the data directory";
-    fs::set_permissions(archive.path("data").join(&path), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(archive.path("data").join(&path), fs::Permissions::from_mode(0o000)).unwrap();
     archive
         .walhold(["wal-push", &path])
         .expect_failure(5, &format!("open {path}: Permission denied  HINT: {owner}"));
@@ -606,7 +606,8 @@ fn a_damaged_control_file_is_told() {
 fn memory_stays_bounded_whatever_the_segment_size() {
     let mut cluster = Cluster::builder(15).wal_segment_mib(1024).start();
     let segment = cluster.switch_wal();
-    cluster.stop(StopMode::Fast);
+    // A clean shutdown would recycle it.
+    cluster.stop(StopMode::Immediate);
     let repository = cluster.directory("repository");
     let mut init = support::program::walhold_command();
     let url = format!("file://{}/store", repository.display());
