@@ -94,9 +94,30 @@ fn full_page(numbers: &mut Numbers) -> Vec<u8> {
 /// Heap pages of a table with JSON and text, as a backup reads them.
 fn row_like() -> Vec<u8> {
     const WORDS: [&str; 24] = [
-        "order", "customer", "shipped", "pending", "invoice", "amount", "street", "city", "north", "garden", "blue",
-        "return", "express", "standard", "gift", "note", "fragile", "priority", "warehouse", "carrier", "label",
-        "refund", "partial", "complete",
+        "order",
+        "customer",
+        "shipped",
+        "pending",
+        "invoice",
+        "amount",
+        "street",
+        "city",
+        "north",
+        "garden",
+        "blue",
+        "return",
+        "express",
+        "standard",
+        "gift",
+        "note",
+        "fragile",
+        "priority",
+        "warehouse",
+        "carrier",
+        "label",
+        "refund",
+        "partial",
+        "complete",
     ];
     let mut numbers = Numbers(0x2545_F491_4F6C_DD1D);
     let mut pages = Vec::with_capacity(LENGTH + 8192);
@@ -194,7 +215,8 @@ fn envelope(criterion: &mut Criterion) {
     for (data, plaintext) in [("wal", wal_like()), ("rows", row_like())] {
         for (codec, compression) in codecs {
             for (cipher, key_used) in [("plain", None), ("aes", Some(master.clone()))] {
-                let sealing = |workers| Sealing { compression, key: key_used.clone(), workers: Some(workers) };
+                let sealing =
+                    |workers| Sealing { compression, key: key_used.clone(), workers: Some(workers) };
                 let mut stored = Vec::new();
                 encode(&plaintext, &sealing(1), &mut stored);
                 let (facts, key, keys) = (facts(), key(), KeyRing::new(key_used.iter().cloned().collect()));
@@ -215,7 +237,8 @@ fn envelope(criterion: &mut Criterion) {
                                 Ok(())
                             };
                             let source = MemoryObject(&stored);
-                            decode_with_workers(&source, &expected, &keys, workers, &mut deliver).expect("decode");
+                            decode_with_workers(&source, &expected, &keys, workers, &mut deliver)
+                                .expect("decode");
                             length
                         });
                     });
