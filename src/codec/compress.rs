@@ -124,7 +124,8 @@ impl Decompressor {
         let length = usize::try_from(length).ok().filter(|length| *length <= limit);
         let length = length.ok_or("the zstd frame claims to hold more than it may")?;
         plaintext.reserve_exact(length);
-        let written = self.context.decompress_to_buffer(frame, plaintext).map_err(|error| error.to_string())?;
+        let written =
+            self.context.decompress_to_buffer(frame, plaintext).map_err(|error| error.to_string())?;
         if written == length { Ok(()) } else { Err("the zstd frame is shorter than it claims".to_owned()) }
     }
 }
@@ -135,7 +136,8 @@ mod tests {
 
     #[test]
     fn contexts_are_no_larger_than_the_memory_budget_thinks() {
-        let chunk: Vec<u8> = (0..1_u32 << 18).flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 7).to_le_bytes()).collect();
+        let chunk: Vec<u8> =
+            (0..1_u32 << 18).flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 7).to_le_bytes()).collect();
         for level in [-7, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 15, 16, 17, 18, 19] {
             let mut compressor = zstd::bulk::Compressor::new(level).unwrap();
             compressor.compress(&chunk).unwrap();
