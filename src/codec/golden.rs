@@ -58,7 +58,7 @@ fn object(facts: &ObjectFacts, key: &str, sealing: &Sealing, plaintext: Vec<u8>)
 }
 
 fn pack(sealing: &Sealing) -> Vec<u8> {
-    let key = ObjectKey::from_listing(format!("main/packs/20261120T224613Z-00000001-{SEGMENT}/00000003"));
+    let key = ObjectKey::from_listing("main/packs/20261120T224613Z-00000001-0000000A000000FE/00000003");
     let facts = facts(ObjectKind::Pack, "00000003", Some(WalSegmentSize::DEFAULT));
     let plan = SealPlan::with_salt(&facts, &key, sealing, 0, salt(sealing)).unwrap();
     let mut writer = ObjectWriter::with_plan(plan, &key, Vec::new()).unwrap();
