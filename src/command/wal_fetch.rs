@@ -1,14 +1,127 @@
-//! `wal-fetch`: to be written.
+//! `wal-fetch`: delivers one archived file to PostgreSQL, or proves that there is none.
+//!
+//! 1. Read the name and find the server that asks.
+//! 2. Open the repository.
+//! 3. Fetch the file to its destination, or prove its absence.
+//! 4. Turn the end into a status that PostgreSQL reads rightly.
+//!
+//! Status 1 ends recovery or lets a standby go on; everything above 125 aborts. So 1 is said only for a proven absence, and where
+//! `wal.fetch_on_error` or a standby asks for it.
 
-use crate::config::Config;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::config::{Config, FetchOnError};
 use crate::error::Failure;
-use crate::exit_status::Outcome;
+use crate::exit_status::{Cause, Outcome};
+use crate::interrupt;
+use crate::local::durable::parent_of;
+use crate::pg::ArchiveFileName;
+use crate::repository::{Patience, Repository};
+use crate::wal::absence::Archive;
+use crate::wal::destination::Durability;
+use crate::wal::fetch::{FetchRequest, Fetched, GapRule, fetch_file};
+use crate::wal::server_directory::{ServerDirectory, ServerDirectoryError};
 
 /// Fetch one archived file (restore_command)
+///
+/// In postgresql.conf: restore_command = 'walhold wal-fetch %f %p'
 #[derive(Debug, clap::Args)]
-pub struct WalFetchArgs {}
+pub struct WalFetchArgs {
+    /// The archived file's name, as PostgreSQL's %f gives it
+    pub name: String,
+    /// Where to put it, as PostgreSQL's %p gives it; replaced if it exists
+    pub destination: PathBuf,
+}
 
 /// Runs the command.
-pub fn run(_args: WalFetchArgs, _config: &Config) -> Result<Outcome, Failure> {
-    todo!()
+pub fn run(args: WalFetchArgs, config: &Config) -> Result<Outcome, Failure> {
+    let name: ArchiveFileName = args.name.parse().map_err(|problem| unknown_name(&args, problem))?;
+    let server = ServerDirectory::locate(&args.destination, config.pgdata.as_deref())?
+        .ok_or_else(|| ServerDirectoryError::NotFound { what: name.to_string() })?;
+    fetch(name, &args, config, &server)
+        .or_else(|failure| end_after_failure(name, config.wal.fetch_on_error, &server, failure))
+}
+
+fn fetch(
+    name: ArchiveFileName,
+    args: &WalFetchArgs,
+    config: &Config,
+    server: &ServerDirectory,
+) -> Result<Outcome, Failure> {
+    let deadline = Instant::now()
+        + match name {
+            ArchiveFileName::TimelineHistory(_) => config.wal.history_deadline,
+            _ => config.wal.fetch_deadline,
+        };
+    let keys = config.key_ring()?;
+    let repository = Repository::open(&config.repository, Patience::Until(deadline))?;
+    let archive = Archive {
+        repository: &repository,
+        keys: &keys,
+        cluster: &config.cluster,
+        system: server.control.system_identifier,
+        segment_size: server.control.wal_segment_size,
+    };
+    let request = FetchRequest {
+        name,
+        destination: &args.destination,
+        durability: durability(args, server),
+        gap: if config.wal.allow_gap { GapRule::EndOfWal } else { GapRule::WaitUntil(deadline) },
+    };
+    match fetch_file(&archive, &request)? {
+        Fetched::Delivered(tail) => {
+            tracing::info!("fetched {name}: {} bytes from {}", tail.plaintext_length, tail.stored_length);
+            Ok(Outcome::Done)
+        }
+        Fetched::Absent => {
+            tracing::info!("{name} is not in the archive");
+            Ok(Outcome::Absent)
+        }
+        Fetched::AllowedGap { later } => {
+            tracing::warn!(
+                "{name} is missing from the archive, although {later} is there; wal.allow_gap lets recovery end here"
+            );
+            Ok(Outcome::Absent)
+        }
+    }
+}
+
+fn durability(args: &WalFetchArgs, server: &ServerDirectory) -> Durability {
+    if server.owns_wal_directory(&parent_of(&args.destination)) {
+        Durability::LeftToPostgres
+    } else {
+        Durability::Synced
+    }
+}
+
+/// Where status 1 is the lesser evil, says so and gives it; otherwise the failure goes on.
+///
+/// A standby asks again by itself, and a status above 125 would shut it down. `.history` files are different even there:
+/// a promotion looks through them for a free timeline, and a wrong "absent" puts two servers on one.
+fn end_after_failure(
+    name: ArchiveFileName,
+    rule: FetchOnError,
+    server: &ServerDirectory,
+    failure: Failure,
+) -> Result<Outcome, Failure> {
+    // Whatever fails after a signal may be its consequence.
+    let says_nothing = matches!(failure.cause, Cause::Interrupted | Cause::Internal);
+    if says_nothing || interrupt::requested().is_some() {
+        return Err(failure);
+    }
+    let standby_segment = matches!(name, ArchiveFileName::Segment(_)) && server.is_standby();
+    let reason = match rule {
+        FetchOnError::Auto if standby_segment => "this server is a standby and will ask again",
+        FetchOnError::Absent => "wal.fetch_on_error is absent",
+        FetchOnError::Auto | FetchOnError::Abort => return Err(failure),
+    };
+    tracing::error!("{failure}");
+    tracing::warn!("{name} could not be had; it is reported as not archived, because {reason}");
+    Ok(Outcome::Absent)
+}
+
+fn unknown_name(args: &WalFetchArgs, problem: impl std::fmt::Display) -> Failure {
+    Failure::new(Cause::NotWal, format!("fetch {}: {problem}", args.name))
+        .with_hint("restore_command is: walhold wal-fetch %f %p")
 }

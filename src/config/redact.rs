@@ -1,9 +1,6 @@
 //! What may be shown of a setting that can hold a secret. In doubt nothing is shown.
 
-use std::fmt;
-
 use super::schema::Secrecy;
-use crate::pg::client::ConnectionSettings;
 
 /// Stands for what is not shown.
 pub const HIDDEN: &str = "(hidden)";
@@ -110,16 +107,10 @@ fn value_length(text: &str) -> Option<usize> {
     if quoted { None } else { Some(text.len()) }
 }
 
-impl fmt::Debug for ConnectionSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let connection = self.connection.as_deref().map(connection_without_passwords);
-        f.debug_struct("ConnectionSettings").field("connection", &connection).finish()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pg::client::ConnectionSettings;
 
     #[test]
     fn passwords_in_connection_strings_are_hidden() {

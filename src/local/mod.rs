@@ -1,4 +1,5 @@
 //! The local machine: crash-safe files, the walk through PGDATA, locks and notes.
 
 pub mod durable;
+pub mod kill_point;
 pub mod pgdata_walk;

@@ -90,7 +90,7 @@ impl ControlIdentity {
             catalog_version: fields.u32(12)?,
         };
         // As PostgreSQL's own test (`ReadControlFile`): a version in the upper half is one of the other byte order.
-        if identity.control_version % 65536 == 0 && identity.control_version / 65536 != 0 {
+        if identity.control_version.is_multiple_of(65536) && identity.control_version != 0 {
             return Err(problem("it was written by a machine of the other byte order"));
         }
         if identity.system_identifier.get() == 0 || identity.control_version == 0 {

@@ -1,3 +1,17 @@
-//! The WAL engines.
+//! Archiving WAL and getting it back.
+//!
+//! In: files that PostgreSQL offers (`wal-push`), names that it asks for (`wal-fetch`). Out: durable objects, and files that
+//! were checked to the last byte. What must hold: nothing is acknowledged that is not durable, nothing stored is replaced, nothing is called absent
+//! that was not proven so, nothing wrong is delivered.
 
+pub mod absence;
+pub mod archive_file;
+pub mod destination;
+pub mod fetch;
+pub mod first_page;
+pub mod identity;
+pub mod interruption;
+pub mod push;
 pub mod scan;
+pub mod server_directory;
+pub mod show;

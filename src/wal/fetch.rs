@@ -1,0 +1,238 @@
+//! Delivers one archived file, or proves that there is none.
+//!
+//! In: a name and a destination. Out: the file, checked against its recorded length, digest, name and cluster, or a proven absence. What must hold: a failure leaves the
+//! destination as it was; "absent" is said only where [`super::absence`] proved it, or where the operator allows a gap.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::codec::decode::{DecodeError, Expected, ObjectSource, ObjectTail, decode_object};
+use crate::codec::encode::SinkError;
+use crate::error::Explain;
+use crate::exit_status::Cause;
+use crate::format::envelope::{ObjectFacts, ObjectKind};
+use crate::format::{ObjectKey, keys};
+use crate::interrupt;
+use crate::pg::{ArchiveFileName, WalSegmentName};
+use crate::repository::{Repository, RepositoryError, RepositoryObject, StoredObject};
+
+use super::absence::{AbsenceError, Archive, Miss, explain_miss};
+use super::destination::{Destination, DestinationError, Durability};
+use super::first_page::{FIRST_PAGE_BYTES, FirstPageProblem, check_first_page};
+use super::interruption::{Interrupted, stop_if_asked};
+use super::push::naming_of;
+
+/// Bytes read with the first request: most compressed segments whole, and far below what promise 7 allows.
+const FIRST_READ: usize = 4 << 20;
+
+/// How often a gap is looked at while it may be filling.
+const GAP_POLL: Duration = Duration::from_secs(1);
+
+/// What a gap before stored segments means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GapRule {
+    /// Something is missing: wait for it until then, then fail.
+    WaitUntil(Instant),
+    /// The end of WAL: the host that would fill it is lost for good.
+    EndOfWal,
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct FetchRequest<'a> {
+    /// What is wanted.
+    pub name: ArchiveFileName,
+    /// Where it goes.
+    pub destination: &'a Path,
+    /// Whether it must survive power loss there.
+    pub durability: Durability,
+    /// What a gap means.
+    pub gap: GapRule,
+}
+
+/// How a fetch ended.
+#[derive(Clone, Debug)]
+pub enum Fetched {
+    /// The file lies at its destination.
+    Delivered(ObjectTail),
+    /// The archive answers, and the file is not in it.
+    Absent,
+    /// Not there, though `later` is; the operator allows that to be taken for the end of WAL.
+    AllowedGap {
+        /// The first segment after the hole.
+        later: WalSegmentName,
+    },
+}
+
+/// Delivers the file, or says that there is none.
+pub fn fetch_file(archive: &Archive<'_>, request: &FetchRequest<'_>) -> Result<Fetched, FetchError> {
+    let key = keys::wal(archive.cluster, archive.system, request.name);
+    let naming = naming_of(request.name);
+    let mut waiting = false;
+    loop {
+        if let Some((object, beginning)) = archive.repository.find_and_read(&key, naming, FIRST_READ)? {
+            let source =
+                BegunObject { repository: archive.repository, object: &object, beginning: &beginning };
+            return deliver(archive, request, &key, &source).map(Fetched::Delivered);
+        }
+        let Miss::Gap { later } = explain_miss(archive, request.name)? else { return Ok(Fetched::Absent) };
+        let GapRule::WaitUntil(deadline) = request.gap else { return Ok(Fetched::AllowedGap { later }) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(FetchError::Gap { name: request.name, later });
+        }
+        if !waiting {
+            waiting = true;
+            tracing::warn!(
+                "{} is not in the archive, but {later} is: waiting up to {left:.0?} for the gap to be filled",
+                request.name
+            );
+        }
+        interrupt::sleep(left.min(GAP_POLL));
+        if let Some(signal) = interrupt::requested() {
+            return Err(Interrupted(signal).into());
+        }
+    }
+}
+
+/// Decodes into an invisible file, checks everything, and only then gives it its name.
+fn deliver(
+    archive: &Archive<'_>,
+    request: &FetchRequest<'_>,
+    key: &ObjectKey,
+    source: &dyn ObjectSource,
+) -> Result<ObjectTail, FetchError> {
+    let facts = expected_facts(archive, request.name);
+    let mut destination = Destination::create(request.destination)?;
+    let mut first_page: Vec<u8> = Vec::with_capacity(FIRST_PAGE_BYTES);
+    let expected = Expected { facts: &facts, key };
+    let tail = decode_object(source, &expected, archive.keys, &mut |bytes| {
+        stop_if_asked()?;
+        let missing = FIRST_PAGE_BYTES.saturating_sub(first_page.len());
+        first_page.extend_from_slice(bytes.get(..missing.min(bytes.len())).unwrap_or_default());
+        destination.write(bytes).map_err(|error| Box::new(error) as SinkError)
+    })?;
+    // A segment of another place that was pushed by something else, or under a key made by hand.
+    if let ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment) = request.name {
+        check_first_page(segment, &first_page, tail.plaintext_length, Some(archive.system))
+            .map_err(|problem| FetchError::NotTheSegment { key: key.to_string(), problem })?;
+    }
+    destination.deliver(request.durability)?;
+    Ok(tail)
+}
+
+/// What the object must claim to be.
+pub(super) fn expected_facts(archive: &Archive<'_>, name: ArchiveFileName) -> ObjectFacts {
+    let kind = match name {
+        ArchiveFileName::Segment(_) | ArchiveFileName::Partial(_) => ObjectKind::WalSegment,
+        ArchiveFileName::TimelineHistory(_) => ObjectKind::TimelineHistory,
+        ArchiveFileName::BackupHistory { .. } => ObjectKind::BackupHistory,
+    };
+    ObjectFacts {
+        kind,
+        name: name.to_string(),
+        system_identifier: archive.system,
+        segment_size: Some(archive.segment_size),
+    }
+}
+
+/// A stored object whose first bytes came with the request that found it.
+struct BegunObject<'a> {
+    repository: &'a Repository,
+    object: &'a StoredObject,
+    beginning: &'a [u8],
+}
+
+impl ObjectSource for BegunObject<'_> {
+    fn stored_length(&self) -> u64 {
+        self.object.size
+    }
+
+    fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, SinkError> {
+        let rest = RepositoryObject { repository: self.repository, object: self.object };
+        let known = usize::try_from(offset).ok().and_then(|offset| self.beginning.get(offset..));
+        match known {
+            None | Some([]) => rest.read_range(offset, length),
+            Some(known) => match known.get(..length) {
+                Some(bytes) => Ok(bytes.to_vec()),
+                None => {
+                    let mut bytes = known.to_vec();
+                    let more = rest.read_range(offset + known.len() as u64, length - known.len())?;
+                    bytes.extend_from_slice(&more);
+                    Ok(bytes)
+                }
+            },
+        }
+    }
+}
+
+/// Why a file could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The store failed.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The object is not intact, not the right one, or can't be opened.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The destination failed.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+    /// It was not found, and whether it is absent is not known.
+    #[error(transparent)]
+    Absence(#[from] AbsenceError),
+    /// The object is intact but does not hold the segment of its name.
+    #[error("object {key} is not the segment that its name says: {problem}")]
+    NotTheSegment {
+        /// The object.
+        key: String,
+        /// What differs.
+        problem: FirstPageProblem,
+    },
+    /// Asked to end while waiting.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    /// A hole that nothing filled.
+    #[error("{name} is missing from the archive, although {later} is there")]
+    Gap {
+        /// What was asked for.
+        name: ArchiveFileName,
+        /// The first segment after the hole.
+        later: WalSegmentName,
+    },
+}
+
+impl Explain for FetchError {
+    fn exit_cause(&self) -> Cause {
+        match self {
+            FetchError::Repository(error) => error.exit_cause(),
+            FetchError::Decode(error) => error.exit_cause(),
+            FetchError::Destination(error) => error.exit_cause(),
+            FetchError::Absence(error) => error.exit_cause(),
+            FetchError::Interrupted(error) => error.exit_cause(),
+            FetchError::NotTheSegment { problem: FirstPageProblem::OtherCluster { .. }, .. } => {
+                Cause::OtherCluster
+            }
+            FetchError::NotTheSegment { .. } => Cause::Damaged,
+            FetchError::Gap { .. } => Cause::Gap,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            FetchError::Repository(error) => error.hint(),
+            FetchError::Decode(error) => error.hint(),
+            FetchError::Destination(error) => error.hint(),
+            FetchError::Absence(error) => error.hint(),
+            FetchError::Interrupted(error) => error.hint(),
+            FetchError::NotTheSegment { .. } => Some(
+                "restore this object from a copy of the repository, or recover to a moment that does not need it"
+                    .to_owned(),
+            ),
+            FetchError::Gap { .. } => Some(
+                "archive the missing segment from the server that has it; if that is lost for good, wal.allow_gap = true ends recovery here"
+                    .to_owned(),
+            ),
+        }
+    }
+}
