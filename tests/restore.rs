@@ -825,3 +825,72 @@ fn configuration_outside_the_data_directory_is_brought_along() {
     });
     assert_eq!(contents(&etc), before);
 }
+
+/// A server that was recovered in place to an earlier moment, on timeline 2, while timeline 1 had gone on.
+#[test]
+fn lines_of_history_are_followed_explained_and_kept_apart() {
+    let mut site = Site::start(Cluster::builder(15));
+    let first = site.moment();
+    let abandoned = site.moment();
+    site.cluster.archive_now();
+    site.cluster.stop(support::postgres::StopMode::Fast);
+    let data = site.cluster.data_directory().to_owned();
+    fs::rename(&data, data.with_extension("broken")).expect("move the old directory away");
+    site.restore(&data, &["--target-xid", &first.xid]).expect_success();
+    site.cluster.start();
+    site.cluster.wait_promoted();
+    site.cluster.execute("INSERT INTO items VALUES (-2, 'on timeline 2')");
+    let on_two = site.moment();
+    site.cluster.archive_now();
+    assert_eq!(site.cluster.value("SELECT timeline_id FROM pg_control_checkpoint()"), "2");
+
+    // The time lies on both lines; the newest is followed, and the other one is named.
+    let plan = site.restore(&site.target("planned"), &["--plan", "--target-time", &abandoned.time]);
+    plan.expect_success();
+    let warning = "WARNING: timeline 1 went on after timeline 2 left it at 0/";
+    assert!(plan.stdout.contains(warning), "{plan:?}");
+    assert!(plan.stdout.contains("to follow timeline 1 use --timeline 1"), "{plan:?}");
+    site.started("one", &["--clone", "--timeline", "1", "--target-time", &abandoned.time], |_, client| {
+        assert_eq!(count(client), abandoned.rows);
+    });
+    site.started("two", &["--clone", "--target-time", &on_two.time], |run, client| {
+        assert_eq!(count(client), on_two.rows);
+        assert!(run.stdout.contains("on timeline 3"), "{run:?}");
+    });
+
+    // Before the switch: the old timeline is named, so that the new one's history does not run backwards.
+    let early = site.restore(&site.target("planned"), &["--plan", "--target-immediate"]);
+    early.expect_success();
+    assert!(
+        early.stdout.contains(
+            "the target lies on timeline 1, before timeline 2 leaves it: recovery follows timeline 1"
+        ),
+        "{early:?}"
+    );
+
+    // Where only timeline 2's copy of that segment is left, it has to be followed; PostgreSQL then writes such a history.
+    let fork = fs::read_to_string(data.join("pg_wal/00000002.history")).expect("the history");
+    let fork = fork.split_whitespace().nth(1).expect("the switch point").to_owned();
+    let segment = site.cluster.value(&format!("SELECT '00000001' || substr(pg_walfile_name('{fork}'), 9)"));
+    fs::remove_file(site.stored(&segment)).expect("remove timeline 1's copy");
+    let target = site.target("backwards");
+    site.started(
+        "backwards",
+        &["--clone", "--target-xid", &first.xid, "--target-exclusive"],
+        |run, client| {
+            assert_eq!(count(client), "1000");
+            assert!(run.stdout.contains("on timeline 3"), "{run:?}");
+        },
+    );
+    let history = fs::read_to_string(target.join("pg_wal/00000003.history")).expect("the history");
+    let points: Vec<walhold::pg::Lsn> =
+        history.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse().ok()).collect();
+    assert!(matches!(points.as_slice(), [first, second] if second < first), "not backwards: {history}");
+    let parsed = walhold::pg::TimelineHistory::parse(walhold::pg::TimelineId::new(3).expect("3"), &history);
+    assert!(parsed.is_ok(), "{history}: {parsed:?}");
+
+    // A timeline that was begun but not archived yet is not taken for recovered.
+    fs::remove_file(site.stored(&format!("00000002{}", &segment[8..]))).expect("remove timeline 2's copy");
+    let run = site.restore(&site.target("refused"), &[]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+}
