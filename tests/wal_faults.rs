@@ -85,9 +85,9 @@ fn an_outage_is_not_an_absence() {
         let run = cloud.refused(name, 213);
         assert_gave_up(&run, "read walhold.json", ": Connection refused");
         for (status, words) in [
-            (500, "HTTP 500 Internal Server Error"),
-            (503, "HTTP 503 Service Unavailable"),
-            (429, "HTTP 429 Too Many Requests"),
+            (500, "HTTP 500 InternalError: Injected by the test"),
+            (503, "HTTP 503 SlowDown: Injected by the test"),
+            (429, "HTTP 429 TooManyRequests: Injected by the test"),
         ] {
             cloud.proxy.set(Fault::Status(status));
             assert_gave_up(&cloud.refused(name, 213), "read walhold.json", words);
@@ -96,7 +96,7 @@ fn an_outage_is_not_an_absence() {
         let run = cloud.refused(name, 211);
         assert!(
             run.error_line().starts_with(
-                "read walhold.json: the store refuses: HTTP 403 Forbidden  HINT: check the credentials"
+                "read walhold.json: the store refuses: HTTP 403 AccessDenied: Injected by the test  HINT: check the credentials"
             ),
             "{run:?}"
         );
@@ -127,7 +127,7 @@ fn an_outage_that_comes_after_the_miss_is_not_an_absence() {
         let run = cloud.refused(absent, 213);
         assert!(run.error_line().starts_with(verb_and_object), "{run:?}");
         cloud.proxy.set_matching(pattern, 1000, Fault::Status(404));
-        let run = cloud.refused(absent, if pattern == "/identity/" { 221 } else { 203 });
+        let run = cloud.refused(absent, if pattern == "/identity/" { 221 } else { 210 });
         assert!(!run.error_line().is_empty());
     }
     cloud.proxy.set(Fault::None);
@@ -214,7 +214,8 @@ fn conflicts_are_told_by_every_store() {
     let last = other.len() - 1;
     other[last] ^= 1;
     for conditions in [Conditions::Enforced, Conditions::Ignored] {
-        let cloud = Cloud::start(conditions);
+        let mut cloud = Cloud::start(conditions);
+        cloud.archive.set("AWS_ENDPOINT_URL", &format!("http://{}", cloud.server.addr()));
         cloud.archive.push(segment, files.bytes(segment)).expect_success();
         let before = cloud.stored();
         let again = cloud.archive.push(segment, files.bytes(segment));
