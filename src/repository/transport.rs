@@ -65,7 +65,7 @@ pub(super) struct Seen {
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The store, or the way to it, failed.
-    Store { error: object_store::Error, seen: Seen },
+    Store { error: Box<object_store::Error>, seen: Seen },
     /// Nothing moved for so long.
     Stalled(Duration),
     /// The time for the whole request is over.
@@ -108,7 +108,7 @@ pub(super) async fn watched<T>(
                 let seen = attempt.with(|state| state.seen.clone());
                 return answer
                     .map(|value| (value, seen.clone()))
-                    .map_err(|error| Fault::Store { error, seen });
+                    .map_err(|error| Fault::Store { error: Box::new(error), seen });
             }
             Err(_) if Instant::now() >= deadline => return Err(Fault::OutOfTime),
             Err(_) if interrupt::requested().is_some() && began.elapsed() >= LAST_REQUEST => {
@@ -279,7 +279,7 @@ impl TransportError {
             cause = source;
         }
         let words = match cause.downcast_ref::<std::io::Error>() {
-            Some(error) => super::directory::words(error),
+            Some(error) => crate::error::system_words(error),
             None => cause.to_string(),
         };
         if host.is_empty() { TransportError(words) } else { TransportError(format!("{host}: {words}")) }

@@ -2,8 +2,10 @@
 #![allow(dead_code)]
 
 pub mod archive;
+pub mod cloud_emulators;
 pub mod fault_proxy;
 pub mod memory;
+pub mod gcs_gateway;
 pub mod postgres;
 pub mod program;
 pub mod stores;
