@@ -223,7 +223,7 @@ fn assemble(files: &[SourceFile], results: Vec<JobResult>) -> Result<Copied, Bac
         if !opened {
             continue;
         }
-        let (size, ranges) = without_holes(ranges);
+        let (size, ranges) = without_holes(ranges).ok_or(BackupError::JobLost)?;
         entries.push(FileEntry {
             root: file.root,
             path: file.found.path.clone(),
@@ -241,30 +241,37 @@ fn assemble(files: &[SourceFile], results: Vec<JobResult>) -> Result<Copied, Bac
 }
 
 /// Ranges in order, and the file's size. A file that was truncated and extended again while several jobs read it may
-/// have a hole between what they saw: its pages are written by replay, until then they are zero.
-fn without_holes(mut ranges: Vec<FileRange>) -> (u64, Vec<FileRange>) {
+/// have a hole between what they saw: its pages are written by replay, until then they are zero. `None` if ranges overlap,
+/// which only a mistake in the plan can make.
+fn without_holes(mut ranges: Vec<FileRange>) -> Option<(u64, Vec<FileRange>)> {
     ranges.sort_by_key(|range| range.offset);
     let mut whole: Vec<FileRange> = Vec::with_capacity(ranges.len());
     let mut end = 0;
     for range in ranges {
         while end < range.offset {
             let length = u32::try_from(range.offset - end).unwrap_or(1 << 30);
-            whole.push(FileRange { offset: end, length, source: RangeSource::Zeros });
+            append(&mut whole, FileRange { offset: end, length, source: RangeSource::Zeros });
             end += u64::from(length);
         }
-        end = range.offset + u64::from(range.length);
-        match whole.last_mut() {
-            // Neighbouring zeros become one range as long as its length has room.
-            Some(last) if last.source == RangeSource::Zeros && range.source == RangeSource::Zeros => {
-                match last.length.checked_add(range.length) {
-                    Some(length) => last.length = length,
-                    None => whole.push(range),
-                }
-            }
-            _ => whole.push(range),
+        if range.offset < end {
+            return None;
         }
+        end += u64::from(range.length);
+        append(&mut whole, range);
     }
-    (end, whole)
+    Some((end, whole))
+}
+
+/// Neighbouring zeros become one range as long as its length has room.
+fn append(whole: &mut Vec<FileRange>, range: FileRange) {
+    if let Some(last) = whole.last_mut()
+        && (last.source, range.source) == (RangeSource::Zeros, RangeSource::Zeros)
+        && let Some(length) = last.length.checked_add(range.length)
+    {
+        last.length = length;
+        return;
+    }
+    whole.push(range);
 }
 
 #[cfg(test)]
@@ -274,9 +281,10 @@ mod tests {
     #[test]
     fn holes_become_zeros() {
         let zeros = |offset, length| FileRange { offset, length, source: RangeSource::Zeros };
-        assert_eq!(without_holes(Vec::new()), (0, Vec::new()));
-        assert_eq!(without_holes(vec![zeros(100, 20), zeros(0, 10)]), (120, vec![zeros(0, 120)]));
-        let (size, ranges) = without_holes(vec![zeros(5 << 30, 1)]);
+        assert_eq!(without_holes(Vec::new()), Some((0, Vec::new())));
+        assert_eq!(without_holes(vec![zeros(100, 20), zeros(0, 10)]), Some((120, vec![zeros(0, 120)])));
+        assert_eq!(without_holes(vec![zeros(9, 20), zeros(0, 10)]), None);
+        let (size, ranges) = without_holes(vec![zeros(5 << 30, 1)]).unwrap();
         assert_eq!(size, (5 << 30) + 1);
         assert_eq!(ranges.iter().map(|range| u64::from(range.length)).sum::<u64>(), size);
     }

@@ -134,6 +134,9 @@ impl Explain for BackupError {
             BackupError::Read { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
                 Some("run walhold as the user that owns the data directory".to_owned())
             }
+            BackupError::Read { error, .. } if error.kind() == io::ErrorKind::NotFound => {
+                Some("check --pgdata (PGDATA)".to_owned())
+            }
             BackupError::Read { .. } | BackupError::Unusable { .. } => {
                 Some("the file system or the disk under the data directory may be failing: look at the kernel's log".to_owned())
             }

@@ -185,8 +185,9 @@ fn copy_until_stopped(
 ) -> Result<Taken, BackupError> {
     let found = pgdata_walk::walk(&state.pgdata, &state.tablespace_directory())?;
     found.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let files = source_files(&found, state);
-    let queue = plan::plan(&files);
+    let files = source_files(&found, state)?;
+    // pg_control, the last, is for the job that ends last.
+    let queue = plan::plan(files.split_last().map(|(_, before)| before).unwrap_or_default());
     let limit = request.rate_limit.map(RateLimit::new);
     let packs = PackFactory {
         repository: request.repository,
@@ -241,7 +242,7 @@ fn page_rules(state: &ServerState, start_lsn: Lsn) -> Option<PageRules> {
 }
 
 /// What the walk found, configuration from elsewhere, and `pg_control` last.
-fn source_files(found: &PgdataWalk, state: &ServerState) -> Vec<SourceFile> {
+fn source_files(found: &PgdataWalk, state: &ServerState) -> Result<Vec<SourceFile>, BackupError> {
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::MetadataExt;
     let in_pgdata = |found: &FoundFile| SourceFile { root: Root::DataDirectory, found: found.clone() };
@@ -266,13 +267,10 @@ fn source_files(found: &PgdataWalk, state: &ServerState) -> Vec<SourceFile> {
             Err(error) => tracing::warn!("{} is not part of the backup: {error}", place.display()),
         }
     }
-    // It was read just before; if it has gone, reading it again will say so.
-    if let Ok(control) =
-        describe(Root::DataDirectory, &state.pgdata.join(CONTROL_FILE), CONTROL_FILE.as_bytes())
-    {
-        files.push(control);
-    }
-    files
+    let place = state.pgdata.join(CONTROL_FILE);
+    let control = describe(Root::DataDirectory, &place, CONTROL_FILE.as_bytes());
+    files.push(control.map_err(|error| BackupError::Read { path: place, error })?);
+    Ok(files)
 }
 
 /// Pages that neither replay will put right nor a second look did, as file and block.

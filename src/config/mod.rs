@@ -19,7 +19,7 @@ pub use error::{ConfigError, Origin};
 pub use load::Sources;
 
 use self::load::{Effective, Found};
-use self::schema::{Fallback, SETTINGS, Setting};
+use self::schema::{Fallback, SETTINGS, Secrecy, Setting};
 use self::value::Value;
 use crate::codec::Compression;
 use crate::error::Failure;
@@ -323,7 +323,11 @@ fn shown_setting(setting: &'static Setting, found: &Found) -> ShownSetting {
     let carried = said_here && setting.key != schema::CONNECTION.key && setting.key != schema::PGDATA.key;
     ShownSetting {
         key: setting.key.to_owned(),
-        hidden: shown != whole,
+        hidden: match setting.secrecy {
+            // Its pairs come back sorted, without the secret ones.
+            Secrecy::Connection => ["pass", "_key", "@"].iter().any(|word| whole.contains(word)),
+            Secrecy::Open | Secrecy::Command => shown != whole,
+        },
         value: Some(shown),
         origin: found.origin.clone(),
         carried: carried.then_some((setting.variable, whole)),

@@ -5,7 +5,7 @@
 
 use super::archive_view::ArchiveView;
 use super::error::RestoreError;
-use super::prove::{Evidence, Stop, StopAt, Unproven, WalContents, name_used_twice};
+use super::prove::{Evidence, Limit, Stop, StopAt, Unproven, WalContents, name_used_twice};
 use super::target::{BackupRequest, Role, Target};
 use super::wal_path::{PathEnd, WalPath, trace};
 use crate::format::manifest::BackupSummary;
@@ -51,6 +51,8 @@ pub struct Choice {
     pub path: WalPath,
     /// Where it ends.
     pub stop: Stop,
+    /// What ends the readable WAL of the line.
+    pub limit: Limit,
     /// Why it is this one; what else the operator should know.
     pub notes: Vec<String>,
     /// What may not be what the operator expects.
@@ -88,8 +90,9 @@ pub fn choose(
             Ok(stop) => {
                 refuse_ambiguous_name(view, contents, question, &candidates, &line)?;
                 let recovery_timeline = TargetTimeline::Id(line.timeline);
-                let (backup, warnings) = (backup.clone(), Vec::new());
-                let mut choice = Choice { backup, line, recovery_timeline, path, stop, notes, warnings };
+                let (backup, warnings, limit) = (backup.clone(), Vec::new(), evidence.limit.clone());
+                let mut choice =
+                    Choice { backup, line, recovery_timeline, path, stop, limit, notes, warnings };
                 warn_about_other_lines(&mut choice, view, contents, &candidates, question)?;
                 settle_timeline(&mut choice, view, question.role);
                 return Ok(choice);

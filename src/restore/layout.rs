@@ -73,16 +73,14 @@ pub fn lay_out(place: &Place, manifest: &Manifest, started: &str) -> Result<Clea
         .map(|tablespace| (format!("pg_tblspc/{}", tablespace.oid).into_bytes(), tablespace.to.as_path()))
         .collect();
     for entry in manifest.directories.iter().filter(|entry| !entry.path.is_empty()) {
-        let path = place.pgdata.join(OsStr::from_bytes(&entry.path));
-        match link_paths.iter().find(|(link, _)| *link == entry.path) {
-            Some((_, to)) => link(&path, to, &maker)?,
-            None => maker.make(&path, entry.mode)?,
+        if !link_paths.iter().any(|(link, _)| *link == entry.path) {
+            maker.make(&place.pgdata.join(OsStr::from_bytes(&entry.path)), entry.mode)?;
         }
-    }
-    for (link_path, to) in &link_paths {
-        let path = place.pgdata.join(OsStr::from_bytes(link_path));
-        if path.symlink_metadata().is_err() {
-            link(&path, to, &maker)?;
+        if entry.path == b"pg_tblspc" {
+            // Before anything below them.
+            for (path, to) in &link_paths {
+                link(&place.pgdata.join(OsStr::from_bytes(path)), to, &maker)?;
+            }
         }
     }
     Ok(cleanup)

@@ -287,6 +287,18 @@ fn measure_space(
             if nix::unistd::geteuid().is_root() { figures.blocks_free() } else { figures.blocks_available() };
         #[allow(clippy::unnecessary_cast)] // 32 bits wide on some targets
         let available = (blocks as u64).saturating_mul(figures.fragment_size() as u64);
+        let files = file_count(manifest) + 64;
+        // 0 where the file system makes them as needed (btrfs).
+        let room = figures.files_free();
+        if figures.files() > 0 && files > room {
+            return Err(RestoreError::refused(
+                format!(
+                    "on the file system of {} only {room} more files can be made, {files} are needed",
+                    directory.display()
+                ),
+                "restore to another file system (--pgdata, --tablespace)",
+            ));
+        }
         let space = file_systems.entry(device).or_insert_with(|| Space {
             directory: directory.to_owned(),
             needed: 0,
@@ -307,6 +319,10 @@ fn measure_space(
             "make room, or restore to another file system (--pgdata, --tablespace)",
         )),
     }
+}
+
+fn file_count(manifest: &Manifest) -> u64 {
+    (manifest.files.len() + manifest.directories.len()) as u64
 }
 
 /// The oid in `pg_tblspc/<oid>/…`.

@@ -13,11 +13,13 @@ use super::configuration::{
 use super::error::RestoreError;
 use super::packs::{FoundPack, find_packs, read_file};
 use super::place::{self, Place};
+use super::prove::Limit;
 use super::stored_wal::StoredWal;
 use super::target::{BackupRequest, Role, TablespaceMapping, Target, TargetRequest};
+use super::wal_path::PathEnd;
 use crate::backup::list::{BackupName, Catalogue, ListedBackup};
 use crate::codec::KeyRing;
-use crate::config::Config;
+use crate::config::{Config, schema};
 use crate::format::BackupId;
 use crate::format::manifest::{BackupSummary, FileEntry, Manifest, Root};
 use crate::pg::control::ControlFile;
@@ -283,7 +285,15 @@ impl RestorePlan {
     fn set_recovery(&mut self, config: &Config) -> Result<(), RestoreError> {
         let binary = std::env::current_exe()
             .map_err(|error| RestoreError::local("find", Path::new("walhold's own binary"), &error))?;
-        let (command, left_out) = restore_command(&binary, config);
+        let gap = matches!(self.choice.path.end, PathEnd::Gap { .. }) && self.request.role != Role::Standby;
+        // The target lies before the gap, but recovery reads ahead of what it replays, and asks for the missing segment.
+        let allow_gap: &[(&str, &str)] = if gap { &[(schema::WAL_ALLOW_GAP.variable, "true")] } else { &[] };
+        let (command, left_out) = restore_command(&binary, config, allow_gap);
+        let damage = matches!(self.choice.limit, Limit::Damage { .. } | Limit::MinimalWal { .. });
+        if (gap || damage) && self.manifest.summary.server_version >= 150_000 {
+            // Read-ahead (15 and later) would stop at what lies behind the target.
+            self.extra_settings.push(("recovery_prefetch".to_owned(), "off".to_owned()));
+        }
         for variable in left_out {
             self.warnings.push(format!(
                 "{variable} holds a secret and is not written into restore_command: the server's environment must have it"
