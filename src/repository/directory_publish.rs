@@ -23,8 +23,8 @@ use super::directory::{DirectoryStore, MarkerRule, StagingRule, classify, raw_ob
 use super::naming::RawObject;
 use super::retry::{Failed, retried};
 use super::{Patience, RepositoryError};
-use crate::local::kill_point::kill_point;
 use crate::error::system_words;
+use crate::local::kill_point::kill_point;
 
 /// Mode of new files, before the umask.
 const FILE_MODE: u32 = 0o640;

@@ -4,8 +4,8 @@
 pub mod archive;
 pub mod cloud_emulators;
 pub mod fault_proxy;
-pub mod memory;
 pub mod gcs_gateway;
+pub mod memory;
 pub mod postgres;
 pub mod program;
 pub mod stores;
