@@ -630,6 +630,22 @@ fn memory_stays_bounded_whatever_the_segment_size() {
     assert!(same.success());
 }
 
+#[test]
+fn memory_stays_bounded_for_wal_that_does_not_shrink() {
+    let files = large_files();
+    let archive = Archive::new(files);
+    let segment = files.segment(0);
+    let mut bytes = files.bytes(segment).to_vec();
+    let records = bytes.len() - 8192;
+    bytes[8192..].copy_from_slice(&random_bytes(records));
+    let path = archive.offer(segment, &bytes);
+    for arguments in [vec!["wal-push", path.as_str()], vec!["wal-fetch", segment, "pg_wal/RECOVERYXLOG"]] {
+        let peak = support::memory::peak_kilobytes(&mut archive.command(arguments.clone()));
+        assert!(peak <= 32 << 10, "{arguments:?} took {peak} kB");
+    }
+    assert!(archive.fetched() == bytes);
+}
+
 /// Bytes that zstd can't shrink, from a small generator: tests need no randomness of the system.
 fn random_bytes(length: usize) -> Vec<u8> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;

@@ -25,6 +25,8 @@ use super::retry::{Failed, retried};
 use super::{Patience, RepositoryError};
 use crate::local::kill_point::kill_point;
 use crate::error::system_words;
+use crate::error::system_words;
+use crate::local::kill_point::kill_point;
 
 /// Mode of new files, before the umask.
 const FILE_MODE: u32 = 0o640;
