@@ -1,1 +1,346 @@
-//! To be written.
+//! Base backups: taking, listing and marking them.
+//!
+//! [`take_backup`] is the whole of `backup-push` as a list of steps. In: a connection, the data directory, a repository.
+//! Out: packs, and a manifest that is written last of all, so that a backup exists when its manifest does. What must hold
+//! before that: every pack is durable, and every WAL segment from the backup's start to its stop is in the repository.
+
+pub mod catalogue;
+pub mod control;
+pub mod copy;
+pub mod error;
+pub mod facts;
+pub mod intent;
+pub mod list;
+pub mod marks;
+pub mod pack_writer;
+pub mod plan;
+pub mod publish;
+pub mod rate_limit;
+pub mod relation_file;
+pub mod session;
+pub mod wait_for_wal;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+pub use error::BackupError;
+
+use crate::codec::Sealing;
+use crate::format::manifest::{BackupKind, BackupSummary, CatalogueEntry, Manifest, Root, Tablespace};
+use crate::format::{BackupId, ClusterName, keys};
+use crate::local::pgdata_walk::{self, CONTROL_FILE, FoundFile, PgdataWalk, modified_microseconds};
+use crate::pg::backup_label::BackupLabel;
+use crate::pg::client::{ConnectionSettings, Session, StartCheckpoint, StoppedBackup};
+use crate::pg::{Lsn, PgTimestamp, WalSegmentName, WalSegmentNumber};
+use crate::progress::Progress;
+use crate::repository::Repository;
+use crate::wal::identity::ensure_recorded;
+use copy::{Copied, CopyPlan, Copying};
+use facts::ServerState;
+use intent::{Heartbeat, Intent};
+use pack_writer::{PACK_SIZE, PackFactory};
+use plan::SourceFile;
+use rate_limit::RateLimit;
+use relation_file::PageRules;
+use session::SessionWatch;
+
+/// What a backup is taken of, where it goes, and how.
+pub struct BackupRequest<'a> {
+    /// Where it goes.
+    pub repository: &'a Repository,
+    /// The cluster's name there.
+    pub cluster: &'a ClusterName,
+    /// How to reach the server.
+    pub connection: &'a ConnectionSettings,
+    /// The data directory; `None` to ask the server.
+    pub pgdata: Option<&'a Path>,
+    /// How packs and manifest are written.
+    pub sealing: Sealing,
+    /// How many threads copy.
+    pub jobs: usize,
+    /// Stored bytes per second at most.
+    pub rate_limit: Option<u64>,
+    /// The label in `backup_label`.
+    pub label: &'a str,
+    /// Whether the checkpoint at the start hurries.
+    pub checkpoint: StartCheckpoint,
+    /// How long to wait while no WAL arrives.
+    pub wal_patience: Duration,
+}
+
+/// A backup that is stored.
+#[derive(Clone, Debug)]
+pub struct BackupReport {
+    /// What listings show of it.
+    pub summary: BackupSummary,
+    /// Damaged pages: file and block, counted from the relation's beginning; at most [`DAMAGED_BLOCKS_KEPT`].
+    pub damaged_blocks: Vec<(String, u32)>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// So many damaged pages are named in a manifest; all are counted.
+pub const DAMAGED_BLOCKS_KEPT: usize = 1000;
+
+/// A backup that the server has begun.
+struct Started {
+    lsn: Lsn,
+    segment: WalSegmentName,
+    time: PgTimestamp,
+}
+
+/// What was copied while the server was in backup mode, and how it ended.
+struct Taken {
+    copied: Copied,
+    found: PgdataWalk,
+    tablespaces: Vec<Tablespace>,
+    catalogue: Vec<CatalogueEntry>,
+    stopped: StoppedBackup,
+    stop_time: PgTimestamp,
+    damaged: Vec<(String, u32)>,
+    chunk_bytes: u64,
+}
+
+/// Takes a full backup. Whatever fails before the manifest is published leaves nothing that is listed; closing the session
+/// makes the server end the backup.
+pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupError> {
+    let began = Instant::now();
+    let mut session = Session::connect(request.connection)?;
+    let state = facts::learn(&mut session, request.pgdata)?;
+    facts::check(&mut session, &state)?;
+    record_identity(request, &state)?;
+    let started = start(&mut session, request, &state)?;
+    let intent = announce(request, started.segment)?;
+    let id = intent.id.clone();
+    std::thread::scope(|scope| {
+        let _alive = Heartbeat::start(scope, request.repository, request.cluster, intent);
+        let taken = copy_until_stopped(&mut session, request, &state, &started, &id)?;
+        let wal = session::wal_of(&state, &started.lsn, &taken.stopped)?;
+        session::wait_for_wal(&mut session, request, &state, &wal)?;
+        let manifest = describe(request, &state, &started, &wal, id.clone(), taken)?;
+        publish::publish_manifest(request, &manifest)?;
+        Ok(BackupReport {
+            summary: manifest.summary,
+            damaged_blocks: manifest.server.damaged_blocks,
+            elapsed: began.elapsed(),
+        })
+    })
+    .inspect(|_| intent::clean_up(request.repository, request.cluster, &id))
+}
+
+/// Before the first object of a cluster lies under a name, the name is the cluster's.
+fn record_identity(request: &BackupRequest<'_>, state: &ServerState) -> Result<(), BackupError> {
+    let system = state.system_identifier();
+    let others = request.repository.list(&keys::identities(request.cluster))?;
+    for other in others {
+        if other.key != keys::identity(request.cluster, system) {
+            tracing::warn!(
+                "another cluster uses the name {} in {} too ({}): give each cluster a name of its own (WALHOLD_CLUSTER)",
+                request.cluster,
+                request.repository.url(),
+                other.key.name()
+            );
+        }
+    }
+    Ok(ensure_recorded(request.repository, request.cluster, system, Some(state.major()))?)
+}
+
+fn start(
+    session: &mut Session,
+    request: &BackupRequest<'_>,
+    state: &ServerState,
+) -> Result<Started, BackupError> {
+    let lsn = session.start_backup(request.label, request.checkpoint)?;
+    let time = session.now()?;
+    // The checkpoint that the start waited for, or on a standby the last one replayed.
+    let timeline = control::read(&state.pgdata)?.file.checkpoint_timeline;
+    let size = state.control.wal_segment_size;
+    let segment = WalSegmentName::new(timeline, WalSegmentNumber::containing(lsn, size), size);
+    Ok(Started { lsn, segment, time })
+}
+
+/// Finds an id that nobody uses and announces it. Two hosts may begin in one second at one segment.
+fn announce(request: &BackupRequest<'_>, segment: WalSegmentName) -> Result<Intent, BackupError> {
+    let mut attempts = 0;
+    loop {
+        let intent = Intent::new(BackupId::new(jiff::Timestamp::now(), segment), None);
+        match intent.announce(request.repository, request.cluster) {
+            Ok(()) => return Ok(intent),
+            Err(BackupError::Taken(_)) if attempts < 5 => attempts += 1,
+            Err(error) => return Err(error),
+        }
+        if !crate::interrupt::sleep(Duration::from_millis(1100)) {
+            return Err(BackupError::Interrupted);
+        }
+    }
+}
+
+fn copy_until_stopped(
+    session: &mut Session,
+    request: &BackupRequest<'_>,
+    state: &ServerState,
+    started: &Started,
+    id: &BackupId,
+) -> Result<Taken, BackupError> {
+    let found = pgdata_walk::walk(&state.pgdata, &state.tablespace_directory())?;
+    found.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let files = source_files(&found, state)?;
+    // pg_control, the last, is for the job that ends last.
+    let queue = plan::plan(files.split_last().map(|(_, before)| before).unwrap_or_default());
+    let limit = request.rate_limit.map(RateLimit::new);
+    let packs = PackFactory {
+        repository: request.repository,
+        cluster: request.cluster,
+        id,
+        system_identifier: state.system_identifier(),
+        wal_segment_size: state.control.wal_segment_size,
+        sealing: &request.sealing,
+        limit: limit.as_ref(),
+        pack_size: PACK_SIZE,
+        next_number: AtomicU32::new(0),
+        chunk_bytes: AtomicU64::new(0),
+    };
+    let total: u64 = files.iter().map(|file| file.found.size).sum();
+    let progress = Progress::new("backup", total);
+    let (stop, reading) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let plan = CopyPlan {
+        pgdata: &state.pgdata,
+        files: &files,
+        queue: &queue,
+        pages: page_rules(state, started.lsn),
+        packs: &packs,
+        jobs: request.jobs,
+        progress: &progress,
+        stop: &stop,
+        reading: &reading,
+    };
+    let (copied, catalogue, tablespaces, stopped) = std::thread::scope(|scope| {
+        let mut copying = Copying::start(scope, &plan);
+        let catalogue = catalogue::snapshot(session);
+        let tablespaces = session::tablespaces(session, &found)?;
+        let mut watch = SessionWatch::new(state.in_recovery);
+        copying.wait_read(|| watch.look(session))?;
+        // The server need not wait until the last packs are on disk.
+        let stopped = if copying.is_sound() { Some(session::stop(session)?) } else { None };
+        let copied = copying.finish()?;
+        Ok::<_, BackupError>((copied, catalogue, tablespaces, stopped.ok_or(BackupError::JobLost)?))
+    })?;
+    progress.finish();
+    let damaged = damaged_pages(&copied, &files, stopped.lsn);
+    let chunk_bytes = packs.chunk_bytes.load(Ordering::Relaxed);
+    let stop_time = session.now()?;
+    Ok(Taken { copied, found, tablespaces, catalogue, stopped, stop_time, damaged, chunk_bytes })
+}
+
+fn page_rules(state: &ServerState, start_lsn: Lsn) -> Option<PageRules> {
+    (state.control.data_checksum_version != 0).then_some(PageRules {
+        block_size: state.control.block_size as usize,
+        segment_blocks: state.control.relation_segment_blocks,
+        start_lsn,
+    })
+}
+
+/// What the walk found, configuration from elsewhere, and `pg_control` last.
+fn source_files(found: &PgdataWalk, state: &ServerState) -> Result<Vec<SourceFile>, BackupError> {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::MetadataExt;
+    let in_pgdata = |found: &FoundFile| SourceFile { root: Root::DataDirectory, found: found.clone() };
+    let mut files: Vec<SourceFile> = found.files.iter().map(in_pgdata).collect();
+    let describe = |root, place: &Path, path: &[u8]| {
+        let metadata = place.metadata();
+        metadata.map(|metadata| SourceFile {
+            root,
+            found: FoundFile {
+                path: path.to_owned(),
+                mode: metadata.mode() & 0o7777,
+                size: metadata.len(),
+                modified: modified_microseconds(&metadata),
+                relation_segment: None,
+            },
+        })
+    };
+    for place in &state.external_files {
+        let path = place.as_os_str().as_bytes();
+        match describe(Root::External, place, path.strip_prefix(b"/").unwrap_or(path)) {
+            Ok(file) => files.push(file),
+            Err(error) => tracing::warn!("{} is not part of the backup: {error}", place.display()),
+        }
+    }
+    let place = state.pgdata.join(CONTROL_FILE);
+    let control = describe(Root::DataDirectory, &place, CONTROL_FILE.as_bytes());
+    files.push(control.map_err(|error| BackupError::Read { path: place, error })?);
+    Ok(files)
+}
+
+/// Pages that neither replay will put right nor a second look did, as file and block.
+fn damaged_pages(copied: &Copied, files: &[SourceFile], stop_lsn: Lsn) -> Vec<(String, u32)> {
+    // No page on disk can be newer than the WAL at the stop: such an LSN is part of the damage.
+    let is_damaged = |page: &relation_file::SuspectPage| page.in_motion.is_none_or(|lsn| lsn > stop_lsn);
+    let damaged = copied.suspects.iter().filter(|(_, page)| is_damaged(page));
+    let named = damaged.filter_map(|(index, page)| {
+        let file = files.get(*index as usize)?;
+        Some((String::from_utf8_lossy(&file.found.path).into_owned(), page.block))
+    });
+    let damaged: Vec<(String, u32)> = named.collect();
+    for (path, block) in damaged.iter().take(20) {
+        tracing::error!("page checksum of block {block} in {path} does not fit: the page is damaged");
+    }
+    damaged
+}
+
+fn describe(
+    request: &BackupRequest<'_>,
+    state: &ServerState,
+    started: &Started,
+    wal: &session::BackupWal,
+    id: BackupId,
+    taken: Taken,
+) -> Result<Manifest, BackupError> {
+    let label = BackupLabel::parse(&taken.stopped.label).map_err(|error| BackupError::Unusable {
+        what: "read what pg_backup_stop returned".to_owned(),
+        problem: error.to_string(),
+    })?;
+    let copied = taken.copied;
+    let summary = BackupSummary {
+        id,
+        system_identifier: state.system_identifier(),
+        server_version: state.version,
+        kind: BackupKind::Full,
+        base: None,
+        from_standby: label.from_standby,
+        start_timeline: label.start_timeline,
+        stop_timeline: wal.stop_timeline,
+        start_lsn: label.start_lsn,
+        checkpoint_lsn: label.checkpoint_lsn,
+        stop_lsn: taken.stopped.lsn,
+        start_time: started.time,
+        stop_time: taken.stop_time,
+        wal_segment_size: state.control.wal_segment_size,
+        block_size: state.control.block_size,
+        data_checksums: state.control.data_checksum_version != 0,
+        cluster_bytes: copied.files.iter().map(|file| file.size).sum(),
+        file_count: copied.files.len() as u64,
+        new_bytes: copied.packs.iter().map(|pack| pack.stored_length).sum(),
+        repository_bytes: taken.chunk_bytes,
+        damaged_pages: taken.damaged.len() as u64,
+        encrypted: request.sealing.key.is_some(),
+        changes_from: "full".to_owned(),
+        time_zone: state.time_zone.clone(),
+        walhold_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let mut server = state.facts.clone();
+    server.damaged_blocks = taken.damaged.into_iter().take(DAMAGED_BLOCKS_KEPT).collect();
+    let map = taken.stopped.tablespace_map;
+    Ok(Manifest {
+        summary,
+        server,
+        backup_label: taken.stopped.label,
+        tablespace_map: (!map.is_empty()).then_some(map),
+        tablespaces: taken.tablespaces,
+        catalogue: taken.catalogue,
+        packs: copied.packs,
+        directories: taken.found.directories,
+        files: copied.files,
+    })
+}

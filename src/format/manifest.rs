@@ -3,6 +3,10 @@
 //! Stored as an object of kind manifest; the [`BackupSummary`] is its index area (JSON), so that a listing
 //! reads a few KiB per backup. The body is binary (see `docs/format.md`), because a terabyte has a million ranges.
 
+mod bytes;
+mod decode;
+mod encode;
+
 use serde::{Deserialize, Serialize};
 
 use super::backup_id::BackupId;
@@ -252,11 +256,27 @@ pub struct ParseManifestError {
 impl Manifest {
     /// The object's body; the summary goes into the index area as JSON as well.
     pub fn encode(&self) -> Vec<u8> {
-        todo!()
+        encode::encode(self)
     }
 
-    /// The inverse of [`Manifest::encode`]; checks every invariant that this module's docs state.
-    pub fn decode(_body: &[u8]) -> Result<Manifest, ParseManifestError> {
-        todo!()
+    /// The inverse of [`Manifest::encode`]. Checked: paths stay below their root and every parent is listed, files and
+    /// directories are in order and unique, ranges cover each file, and every chunk lies in a pack of the list.
+    pub fn decode(body: &[u8]) -> Result<Manifest, ParseManifestError> {
+        decode::decode(body)
     }
 }
+
+impl BackupSummary {
+    /// As it stands in the object's index area.
+    pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+
+    /// The inverse of [`BackupSummary::to_json`].
+    pub fn from_json(bytes: &[u8]) -> Result<BackupSummary, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,6 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use md5::Digest as _;
 use object_store::multipart::PartId;
@@ -33,6 +32,7 @@ use super::directory_publish::RawPublished;
 use super::naming::TEMPORARY_FOLDER;
 use super::retry::{Failed, Retries, retried};
 use super::transport::{Extra, Fault, Seen, watched};
+use super::upload_buffer::Buffer;
 use super::{Naming, Patience, RepositoryError};
 use crate::format::digest::to_hex;
 use crate::format::marker::CreateOnly;
@@ -44,8 +44,6 @@ const PART: usize = 5 << 20;
 const LARGEST_SINGLE: usize = 10 << 20;
 /// A segment of the usual 16 MiB, with room for its envelope.
 const SMALL: u64 = 20 << 20;
-/// The pieces that a body is held and sent in; progress is seen from one to the next.
-const BLOCK: usize = 256 << 10;
 /// How long cleaning up after oneself may take.
 const PATIENCE_OF_CLEANING: Duration = Duration::from_secs(5);
 /// What is read back at once to be compared.
@@ -62,14 +60,6 @@ pub(super) struct CloudUpload {
     hold: usize,
     buffer: Buffer,
     multipart: Option<Multipart>,
-}
-
-/// Bytes that were not sent yet, in pieces that are shared rather than copied when they are sent.
-#[derive(Default)]
-struct Buffer {
-    blocks: VecDeque<Bytes>,
-    open: BytesMut,
-    length: usize,
 }
 
 /// A multipart upload under way.
@@ -104,46 +94,6 @@ struct StoredPart {
 enum Verified {
     ByStore,
     NotYet,
-}
-
-impl Buffer {
-    fn push(&mut self, mut bytes: &[u8]) {
-        self.length += bytes.len();
-        while !bytes.is_empty() {
-            if self.open.capacity() == 0 {
-                self.open.reserve(BLOCK);
-            }
-            let room = self.open.capacity() - self.open.len();
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.open.extend_from_slice(now);
-            bytes = later;
-            if self.open.len() == self.open.capacity() {
-                self.blocks.push_back(std::mem::take(&mut self.open).freeze());
-            }
-        }
-    }
-
-    /// The first `length` bytes, or all there are.
-    fn take(&mut self, length: usize) -> PutPayload {
-        if length >= self.length && !self.open.is_empty() {
-            self.blocks.push_back(std::mem::take(&mut self.open).freeze());
-        }
-        let (mut taken, mut missing) = (Vec::new(), length.min(self.length));
-        while missing > 0 {
-            let Some(mut block) = self.blocks.pop_front() else {
-                // What is open is needed too.
-                self.blocks.push_back(std::mem::take(&mut self.open).freeze());
-                continue;
-            };
-            if block.len() > missing {
-                self.blocks.push_front(block.split_off(missing));
-            }
-            missing -= block.len();
-            self.length -= block.len();
-            taken.push(block);
-        }
-        taken.into_iter().collect()
-    }
 }
 
 impl CloudStore {
@@ -587,27 +537,4 @@ fn temporary_path(key: &str) -> Result<String, RepositoryError> {
         problem: format!("the system gives no randomness: {error}"),
     })?;
     Ok(format!("{TEMPORARY_FOLDER}/{}", to_hex(&random)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_buffer_gives_back_what_went_in() {
-        let bytes: Vec<u8> = (0..=255).cycle().take(3 * BLOCK + 12_345).collect();
-        for (piece, part) in [(1000, PART), (700_001, 100_000), (BLOCK, BLOCK), (bytes.len(), 7)] {
-            let mut buffer = Buffer::default();
-            bytes.chunks(piece).for_each(|piece| buffer.push(piece));
-            assert_eq!(buffer.length, bytes.len());
-            let mut back = Vec::new();
-            while buffer.length > 0 {
-                let payload = buffer.take(part);
-                assert_eq!(payload.content_length(), part.min(bytes.len() - back.len()));
-                payload.iter().for_each(|block| back.extend_from_slice(block));
-            }
-            assert!(back == bytes, "{piece} {part}");
-        }
-        assert_eq!(Buffer::default().take(usize::MAX).content_length(), 0);
-    }
 }

@@ -27,6 +27,7 @@ use super::retry::{Failed, retried};
 use super::{Patience, RepositoryError};
 use crate::error::system_words;
 use crate::local::durable::sync_directory;
+use crate::local::kill_point::kill_point;
 
 /// Mode of new files, before the umask.
 const FILE_MODE: u32 = 0o640;
@@ -157,12 +158,15 @@ impl DirectoryPublication {
         let place = self.store.place("publish", path)?;
         // The size is part of what fdatasync makes durable.
         self.staged.file.sync_data().map_err(|error| self.give_up(&error))?;
+        kill_point("publish: before link");
         let published = retried("publish", path, self.patience, |_| self.link(&place, path))?;
+        kill_point("publish: after link");
         // A failed sync is not repeated: the system forgets the error, and a second one would wrongly succeed.
         if let RawPublished::Exists(_) = published {
             File::open(&place).and_then(|file| file.sync_all()).map_err(|error| self.give_up(&error))?;
         }
         sync_directory(parent(&place)).map_err(|error| self.give_up(&error))?;
+        kill_point("publish: after sync");
         Ok(published)
     }
 

@@ -24,6 +24,7 @@ mod read;
 mod retry;
 mod store;
 mod transport;
+mod upload_buffer;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -55,6 +56,11 @@ impl fmt::Debug for RepositorySettings {
             .field("options", &self.options.keys().collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
+}
+
+/// Says what is wrong with an address, as far as that needs no store; quotes no secret.
+pub fn check_address(url: &str) -> Result<(), String> {
+    connect::parse(url).map(drop)
 }
 
 /// How long a failing store is asked again.

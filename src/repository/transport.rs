@@ -23,6 +23,8 @@ use object_store::client::{
 };
 use reqwest::header::{HeaderMap, HeaderValue, IF_NONE_MATCH};
 
+use crate::interrupt;
+
 /// How long a connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an unused connection is kept.
@@ -94,7 +96,12 @@ impl Attempt {
     }
 }
 
-/// Runs one attempt until it is done, nothing has moved for `stall`, or the deadline has come.
+/// How often a request looks whether we are asked to end.
+const SIGNAL_LOOK: Duration = Duration::from_millis(100);
+/// What a request may still take when we are: those that clean up are sent then.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+
+/// Runs one attempt until it is done, nothing has moved for `stall`, the deadline has come, or a signal asks us to end.
 pub(super) async fn watched<T>(
     deadline: Instant,
     stall: Duration,
@@ -102,9 +109,11 @@ pub(super) async fn watched<T>(
     request: impl Future<Output = object_store::Result<T>>,
 ) -> Result<(T, Seen), Fault> {
     let attempt = Arc::new(Attempt::new(extra));
+    let began = Instant::now();
     let mut request = pin!(CURRENT.scope(Arc::clone(&attempt), request));
     loop {
-        let until = deadline.min(attempt.with(|state| state.moved) + stall);
+        let look = Instant::now() + SIGNAL_LOOK;
+        let until = deadline.min(attempt.with(|state| state.moved) + stall).min(look);
         match tokio::time::timeout_at(until.into(), request.as_mut()).await {
             Ok(answer) => {
                 let seen = attempt.with(|state| state.seen.clone());
@@ -113,6 +122,9 @@ pub(super) async fn watched<T>(
                     .map_err(|error| Fault::Store { error: Box::new(error), seen });
             }
             Err(_) if Instant::now() >= deadline => return Err(Fault::OutOfTime),
+            Err(_) if interrupt::requested().is_some() && began.elapsed() >= LAST_REQUEST => {
+                return Err(Fault::OutOfTime);
+            }
             Err(_) if attempt.with(|state| state.moved.elapsed()) >= stall => {
                 return Err(Fault::Stalled(stall));
             }
@@ -371,7 +383,7 @@ mod tests {
     fn what_does_not_move_is_ended() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let never = || std::future::pending::<object_store::Result<()>>();
-        let soon = Duration::from_millis(50);
+        let soon = Duration::from_millis(400);
         let fault =
             runtime.block_on(watched(Instant::now() + Duration::from_secs(9), soon, Extra::Nothing, never()));
         assert!(matches!(fault, Err(Fault::Stalled(_))), "{fault:?}");
@@ -380,7 +392,7 @@ mod tests {
         assert!(matches!(fault, Err(Fault::OutOfTime)), "{fault:?}");
         let moving = async {
             for _ in 0..10 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(80)).await;
                 CURRENT.with(|attempt| attempt.note_bytes());
             }
             Ok(())

@@ -1,0 +1,43 @@
+//! Publishing a manifest: from then on the backup exists.
+
+use super::list::manifest_facts;
+use super::{BackupError, BackupRequest};
+use crate::codec::encode::{ChunkSource, SinkError, encode_object};
+use crate::format::envelope::{CHUNK_SIZE, ObjectFacts};
+use crate::format::keys;
+use crate::format::manifest::Manifest;
+use crate::repository::{Naming, Published};
+
+/// Bytes in memory as an object's plaintext.
+struct Body<'a>(&'a [u8]);
+
+impl ChunkSource for Body<'_> {
+    fn next_chunk(&mut self, chunk: &mut Vec<u8>) -> Result<bool, SinkError> {
+        let (next, rest) = self.0.split_at(self.0.len().min(CHUNK_SIZE));
+        chunk.extend_from_slice(next);
+        self.0 = rest;
+        Ok(rest.is_empty())
+    }
+}
+
+/// Publishes the manifest; durable when this returns `Ok`.
+pub fn publish_manifest(request: &BackupRequest<'_>, manifest: &Manifest) -> Result<(), BackupError> {
+    let summary = &manifest.summary;
+    let key = keys::manifest(request.cluster, &summary.id);
+    let index = summary.to_json().map_err(|error| BackupError::BadManifest {
+        id: summary.id.clone(),
+        problem: format!("it cannot be written: {error}"),
+    })?;
+    let facts = ObjectFacts {
+        segment_size: Some(summary.wal_segment_size),
+        ..manifest_facts(summary.system_identifier)
+    };
+    let body = manifest.encode();
+    let mut publication =
+        request.repository.publish(&key, Naming::ByStore, body.len() as u64 + index.len() as u64)?;
+    let encoded = encode_object(Body(&body), &facts, &key, &request.sealing, |_| index, &mut publication)?;
+    match publication.finish(&encoded.digest)? {
+        Published::Created => Ok(()),
+        Published::Exists(_) => Err(BackupError::Taken(key.to_string())),
+    }
+}

@@ -1,0 +1,266 @@
+//! A cluster that archives into a repository of its own, and what its backups hold.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+use walhold::backup::list::{BackupName, Catalogue};
+use walhold::codec::decode::{ChunkOpener, PackFacts};
+use walhold::codec::{KeyRing, MasterKey};
+use walhold::format::digest::ShortDigest;
+use walhold::format::envelope::{ObjectFacts, ObjectKind};
+use walhold::format::manifest::{FileEntry, Manifest, RangeSource, Root};
+use walhold::format::{BackupId, ClusterName, keys};
+use walhold::repository::{Naming, Patience, Repository, RepositorySettings, StoredObject};
+
+use crate::support::postgres::installation::ServerUser;
+use crate::support::postgres::{Cluster, ClusterBuilder};
+use crate::support::program::{describe, walhold, walhold_command};
+
+pub struct Site {
+    pub cluster: Cluster,
+    pub repository: PathBuf,
+    /// Variables for walhold beside the server's.
+    pub variables: Vec<(String, String)>,
+}
+
+impl Site {
+    /// initdb, `init`, archiving on; not started.
+    pub fn create(builder: ClusterBuilder) -> Site {
+        let cluster = builder.create();
+        let repository = cluster.directory("repository");
+        let url = format!("file://{}", repository.display());
+        let mut site = Site { cluster, repository, variables: vec![("WALHOLD_REPOSITORY".to_owned(), url)] };
+        site.ok(&["init"]);
+        site.archive();
+        site
+    }
+
+    pub fn start(builder: ClusterBuilder) -> Site {
+        let mut site = Site::create(builder);
+        site.cluster.start();
+        site
+    }
+
+    /// The same with an encryption key.
+    pub fn start_encrypted(builder: ClusterBuilder) -> Site {
+        let mut site = Site::create(builder);
+        let key = site.cluster.directory("key").join("key");
+        fs::write(&key, "0123456789abcdef".repeat(4)).expect("write the key");
+        ServerUser::get().own(&key);
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("restrict the key");
+        site.variables.push(("WALHOLD_ENCRYPTION_KEY_FILE".to_owned(), key.display().to_string()));
+        site.archive();
+        site.cluster.start();
+        site
+    }
+
+    fn archive(&mut self) {
+        let variables: Vec<(&str, &str)> =
+            self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        self.cluster.archive_with(walhold(), &variables);
+    }
+
+    pub fn variables(&self) -> Vec<(&str, &str)> {
+        self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = walhold_command();
+        command.envs(self.cluster.environment()).envs(self.variables()).args(arguments);
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("run walhold")
+    }
+
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "walhold {arguments:?}: {}", describe(&output));
+        String::from_utf8(output.stdout).expect("UTF-8 output")
+    }
+
+    /// The one line on standard error that a command which must fail ends with, and its status.
+    pub fn fails(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.run(arguments);
+        assert!(!output.status.success(), "walhold {arguments:?} did not fail: {}", describe(&output));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("walhold: ").filter(|line| line.starts_with("ERROR")));
+        (output.status.code().unwrap_or(-1), line.unwrap_or_default().to_owned())
+    }
+
+    /// `backup-push --json`.
+    pub fn back_up(&self) -> Value {
+        serde_json::from_str(&self.ok(&["backup-push", "--json"])).expect("JSON")
+    }
+
+    /// `backup-list --json`.
+    pub fn list(&self) -> Vec<Value> {
+        let list: Value = serde_json::from_str(&self.ok(&["backup-list", "--json"])).expect("JSON");
+        list.as_array().expect("an array").clone()
+    }
+
+    pub fn keys(&self) -> KeyRing {
+        let file = self.variables.iter().find(|(name, _)| name == "WALHOLD_ENCRYPTION_KEY_FILE");
+        let key = file.map(|(_, path)| MasterKey::parse(&fs::read_to_string(path).unwrap()).unwrap());
+        KeyRing::new(key.into_iter().collect())
+    }
+
+    pub fn open(&self) -> Repository {
+        let settings = RepositorySettings {
+            url: format!("file://{}", self.repository.display()),
+            options: BTreeMap::new(),
+        };
+        Repository::open(&settings, Patience::PerRequest(Duration::from_secs(10)))
+            .expect("open the repository")
+    }
+
+    /// The latest backup, read by the library as restore reads it.
+    pub fn contents(&self) -> Contents {
+        let (repository, keys, cluster) = (self.open(), self.keys(), ClusterName::default());
+        let catalogue = Catalogue { repository: &repository, cluster: &cluster, keys: &keys };
+        let manifest = catalogue.manifest(&BackupName::Latest).expect("read the manifest");
+        Contents { repository, keys, cluster, manifest }
+    }
+
+    /// Everything below a folder of the cluster's.
+    pub fn objects(&self, folder: &str) -> Vec<StoredObject> {
+        self.open().list(&format!("main/{folder}")).expect("list the repository")
+    }
+}
+
+/// A backup's manifest, and the way to its packs.
+pub struct Contents {
+    repository: Repository,
+    keys: KeyRing,
+    cluster: ClusterName,
+    pub manifest: Manifest,
+}
+
+impl Contents {
+    pub fn paths(&self) -> Vec<String> {
+        let in_pgdata = |file: &&FileEntry| file.root == Root::DataDirectory;
+        self.manifest.files.iter().filter(in_pgdata).map(|file| text(&file.path)).collect()
+    }
+
+    pub fn file(&self, path: &str) -> &FileEntry {
+        let found = self.manifest.files.iter().find(|file| text(&file.path) == path);
+        found.unwrap_or_else(|| panic!("{path} is not in the backup"))
+    }
+
+    /// A file's bytes, each range checked against its digest.
+    pub fn read(&self, file: &FileEntry) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for range in &file.ranges {
+            assert_eq!(range.offset, bytes.len() as u64);
+            match range.source {
+                RangeSource::Zeros => bytes.resize(bytes.len() + range.length as usize, 0),
+                RangeSource::Chunk {
+                    pack,
+                    number,
+                    offset,
+                    stored_length,
+                    plaintext_length,
+                    within,
+                    digest,
+                } => {
+                    let chunk = self.chunk(pack, number, offset, stored_length, plaintext_length);
+                    let part = &chunk[within as usize..within as usize + range.length as usize];
+                    assert_eq!(ShortDigest::of(part), digest, "{}", text(&file.path));
+                    bytes.extend_from_slice(part);
+                }
+            }
+        }
+        assert_eq!(bytes.len() as u64, file.size);
+        bytes
+    }
+
+    fn chunk(&self, pack: u32, number: u32, offset: u64, stored: u32, plaintext_length: u32) -> Vec<u8> {
+        let entry = &self.manifest.packs[pack as usize];
+        let key = keys::pack(&self.cluster, &entry.backup, entry.number);
+        let object = self.repository.find(&key, Naming::Unique).unwrap().expect("a pack");
+        assert_eq!(object.size, entry.stored_length);
+        let facts = PackFacts {
+            facts: ObjectFacts {
+                kind: ObjectKind::Pack,
+                name: key.name().to_owned(),
+                system_identifier: self.manifest.summary.system_identifier,
+                segment_size: Some(self.manifest.summary.wal_segment_size),
+            },
+            key,
+            compression: entry.compression,
+            key_id: entry.key_id,
+            salt: entry.salt,
+        };
+        let bytes = self.repository.read_range(&object, offset, stored as usize).unwrap();
+        let mut plaintext = Vec::new();
+        let mut opener = ChunkOpener::new(&facts, &self.keys).unwrap();
+        opener.open(number, &bytes, plaintext_length, &mut plaintext).unwrap();
+        plaintext
+    }
+
+    /// Lays the backup out as a data directory that recovers from the archive; tablespaces go below `spaces`.
+    pub fn lay_out(&self, data: &Path, spaces: &Path) {
+        let manifest = &self.manifest;
+        fs::create_dir_all(data).unwrap();
+        fs::create_dir_all(data.join("pg_tblspc")).unwrap();
+        fs::create_dir_all(spaces).unwrap();
+        let mut map = String::new();
+        for tablespace in &manifest.tablespaces {
+            let place = spaces.join(tablespace.oid.to_string());
+            fs::create_dir_all(&place).unwrap();
+            std::os::unix::fs::symlink(&place, data.join(format!("pg_tblspc/{}", tablespace.oid))).unwrap();
+            map += &format!("{} {}\n", tablespace.oid, place.display());
+        }
+        for directory in &manifest.directories {
+            fs::create_dir_all(data.join(path(&directory.path))).unwrap();
+        }
+        for file in manifest.files.iter().filter(|file| file.root == Root::DataDirectory) {
+            fs::write(data.join(path(&file.path)), self.read(file)).unwrap();
+        }
+        fs::write(data.join("backup_label"), &manifest.backup_label).unwrap();
+        if !map.is_empty() {
+            fs::write(data.join("tablespace_map"), map).unwrap();
+        }
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(data, fs::Permissions::from_mode(0o700)).unwrap();
+        ServerUser::get().own(spaces);
+        ServerUser::get().own(data);
+    }
+
+    /// A running server recovered from the backup and all archived WAL, archiving nothing.
+    pub fn recover(&self, site: &Site, name: &str) -> Cluster {
+        let root = site.cluster.directory(name);
+        let data = root.join("data");
+        self.lay_out(&data, &root.join("spaces"));
+        let mut copy = Cluster::from_data_directory(site.cluster.major(), &data);
+        copy.configure("archive_mode", "off");
+        copy.restore_with(walhold(), &site.variables());
+        let _ = fs::remove_file(data.join("standby.signal"));
+        fs::write(data.join("recovery.signal"), "").unwrap();
+        ServerUser::get().own(&data);
+        copy.start();
+        copy.wait_promoted();
+        copy
+    }
+}
+
+pub fn id_of(summary: &Value) -> BackupId {
+    summary["id"].as_str().expect("an id").parse().expect("a backup id")
+}
+
+pub fn text(path: &[u8]) -> String {
+    String::from_utf8(path.to_vec()).expect("a UTF-8 path")
+}
+
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(bytes))
+}
