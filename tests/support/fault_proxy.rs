@@ -169,12 +169,12 @@ pub struct Message {
 }
 
 impl Message {
-    fn first_line(&self) -> String {
+    pub fn first_line(&self) -> String {
         String::from_utf8_lossy(&self.head).lines().next().unwrap_or_default().to_owned()
     }
 
     /// Reads a message; `None` at the end of the connection.
-    pub fn read(from: &mut TcpStream, held: &mut Vec<u8>, has_body: bool) -> io::Result<Option<Message>> {
+    pub fn read(from: &mut impl Read, held: &mut Vec<u8>, has_body: bool) -> io::Result<Option<Message>> {
         let head_length = loop {
             if let Some(at) = held.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
@@ -208,7 +208,7 @@ impl Message {
     }
 }
 
-fn fill(from: &mut TcpStream, held: &mut Vec<u8>) -> io::Result<bool> {
+fn fill(from: &mut impl Read, held: &mut Vec<u8>) -> io::Result<bool> {
     let mut buffer = [0; 64 << 10];
     let length = from.read(&mut buffer)?;
     held.extend_from_slice(&buffer[..length]);
