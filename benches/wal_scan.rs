@@ -36,7 +36,11 @@ fn segments() -> Vec<(&'static str, WalSegmentName, Vec<u8>)> {
     cluster.execute("CREATE TABLE texts (body text)");
     let text = "INSERT INTO texts SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 700000) i GROUP BY i % 12000";
     let texts = next_segment(&cluster, &|| cluster.execute(text));
-    vec![("page images", images.0, images.1), ("pgbench", small.0, small.1), ("random text", texts.0, texts.1)]
+    vec![
+        ("page images", images.0, images.1),
+        ("pgbench", small.0, small.1),
+        ("random text", texts.0, texts.1),
+    ]
 }
 
 /// The second segment that the work fills, so that it is all of this kind.

@@ -13,7 +13,9 @@ use walhold::repository::{
     Naming, Patience, Published, Repository, RepositoryError, RepositorySettings, StoredObject, init,
 };
 
+use support::cloud_emulators::{Azurite, GcsEmulator};
 use support::fault_proxy::{Fault, FaultProxy};
+use support::gcs_gateway::Reports;
 use support::stores::{Conditions, S3Server, SECRET_KEY, directory, s3_settings};
 
 const PATIENCE: Patience = Patience::PerRequest(Duration::from_secs(30));
@@ -647,4 +649,33 @@ fn a_store_that_refuses_conditions_is_used_without_them() {
     let repository = Repository::open(&settings, PATIENCE).unwrap();
     created(&repository, "main/x", Naming::ByStore, b"x");
     assert!(matches!(repository.put(&key("main/x"), Naming::ByStore, b"y").unwrap(), Published::Exists(_)));
+}
+
+#[test]
+fn azure_conforms() {
+    let server = Azurite::start();
+    conformance(&server.settings("some/prefix"), CreateOnly::Enforced);
+}
+
+#[test]
+fn google_conforms() {
+    let server = GcsEmulator::start(Reports::Md5);
+    conformance(&server.settings("some/prefix"), CreateOnly::Enforced);
+}
+
+#[test]
+fn a_store_that_reports_no_digest_is_read_back() {
+    let server = GcsEmulator::start(Reports::Nothing);
+    conformance(&server.settings("some/prefix"), CreateOnly::Enforced);
+}
+
+#[test]
+fn what_a_store_kept_wrongly_is_sent_again() {
+    let server = GcsEmulator::start(Reports::WrongContentOnce);
+    let settings = server.settings("pg");
+    init(&settings, PATIENCE).unwrap();
+    let repository = Repository::open(&settings, PATIENCE).unwrap();
+    let content = noise(5000, 8);
+    let object = created(&repository, "main/x", Naming::ByStore, &content);
+    assert_eq!(repository.read(&object).unwrap(), content);
 }

@@ -518,7 +518,7 @@ impl Recovery {
         }
         let rows = primary.value("SELECT count(*) FROM t");
         primary.stop(StopMode::Fast);
-        let mut copy = Cluster::from_data_directory(15, &data);
+        let copy = Cluster::from_data_directory(15, &data);
         copy.configure("archive_mode", "off");
         copy.restore_with(walhold(), &environment);
         fs::write(data.join("recovery.signal"), "").expect("write recovery.signal");
@@ -529,6 +529,12 @@ impl Recovery {
     fn store(&self) -> std::path::PathBuf {
         self.primary.directory("repository").join("store")
     }
+
+    /// The names of all archived segments, in order.
+    fn segments(&self) -> Vec<String> {
+        let name = |path: String| path.rsplit('/').next().map(str::to_owned);
+        contents(&self.store()).into_keys().filter_map(name).filter(|name| name.len() == 24).collect()
+    }
 }
 
 #[test]
@@ -536,45 +542,24 @@ fn an_outage_stops_recovery_and_never_promotes() {
     let mut recovery = Recovery::prepare(6);
     let store = recovery.store();
     let away = store.with_extension("away");
-    // The outage comes in the middle: the object that recovery will ask for third takes the store with it.
-    let moved = recovery.primary.directory("moved");
-    let segments: Vec<String> =
-        contents(&store).into_keys().filter(|path| path.contains("/00000001/")).collect();
-    let later: Vec<&String> = segments.iter().skip(4).collect();
-    for path in &later {
-        fs::rename(store.join(path), moved.join(Path::new(path).file_name().unwrap())).unwrap();
-    }
-    // Recovery finds the first ones; then the whole store is gone.
-    let gone = std::thread::scope(|scope| {
-        let store = &store;
-        let away = &away;
-        let log = recovery.copy.log_path();
-        let watcher = scope.spawn(move || {
-            let begun = Instant::now();
-            while begun.elapsed() < Duration::from_secs(60) {
-                let text = fs::read_to_string(&log).unwrap_or_default();
-                if text.contains("restored log file") {
-                    fs::rename(store, away).expect("take the repository away");
-                    return true;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            false
-        });
-        recovery.copy.launch();
-        recovery.copy.wait_ended();
-        watcher.join().expect("the watcher ended")
-    });
-    assert!(gone, "recovery restored nothing\n{}", recovery.copy.log_tail());
+    // The disk goes away in the middle, just before this segment is asked for.
+    let segment = recovery.segments()[3].clone();
+    let fetch =
+        format!("WALHOLD_REPOSITORY='file://{}' '{}' wal-fetch %f %p", store.display(), walhold().display());
+    recovery.copy.configure(
+        "restore_command",
+        &format!("[ %f != {segment} ] || mv '{}' '{}'; {fetch}", store.display(), away.display()),
+    );
+    recovery.copy.launch();
+    recovery.copy.wait_ended();
     let log = recovery.copy.log();
-    assert!(log.contains("FATAL:  could not restore file"), "{log}");
+    assert!(log.contains("restored log file"), "recovery restored nothing\n{log}");
     assert!(log.contains("no walhold repository at"), "{log}");
+    assert!(log.contains(&format!("FATAL:  could not restore file \"{segment}\" from archive")), "{log}");
     assert!(!log.contains("archive recovery complete"), "it promoted\n{log}");
-    // The repository comes back whole, and recovery goes through.
+    // The disk comes back, and recovery goes through.
     fs::rename(&away, &store).unwrap();
-    for path in later {
-        fs::rename(moved.join(Path::new(path).file_name().unwrap()), store.join(path)).unwrap();
-    }
+    recovery.copy.configure("restore_command", &fetch);
     recovery.copy.start();
     recovery.copy.wait_promoted();
     assert_eq!(recovery.copy.value("SELECT count(*) FROM t"), recovery.rows);

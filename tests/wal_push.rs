@@ -237,7 +237,7 @@ fn a_missing_or_unreadable_file_is_told() {
     );
     let path = archive.offer(segment, files.bytes(segment));
     let owner = "run walhold as the user that owns the data directory";
-    fs::set_permissions(archive.path("data").join(&path), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(archive.path("data").join(&path), fs::Permissions::from_mode(0o000)).unwrap();
     archive
         .walhold(["wal-push", &path])
         .expect_failure(5, &format!("open {path}: Permission denied  HINT: {owner}"));
@@ -606,7 +606,8 @@ fn a_damaged_control_file_is_told() {
 fn memory_stays_bounded_whatever_the_segment_size() {
     let mut cluster = Cluster::builder(15).wal_segment_mib(1024).start();
     let segment = cluster.switch_wal();
-    cluster.stop(StopMode::Fast);
+    // A clean shutdown would recycle it.
+    cluster.stop(StopMode::Immediate);
     let repository = cluster.directory("repository");
     let mut init = support::program::walhold_command();
     let url = format!("file://{}/store", repository.display());
@@ -627,6 +628,22 @@ fn memory_stays_bounded_whatever_the_segment_size() {
         .status()
         .expect("run cmp");
     assert!(same.success());
+}
+
+#[test]
+fn memory_stays_bounded_for_wal_that_does_not_shrink() {
+    let files = large_files();
+    let archive = Archive::new(files);
+    let segment = files.segment(0);
+    let mut bytes = files.bytes(segment).to_vec();
+    let records = bytes.len() - 8192;
+    bytes[8192..].copy_from_slice(&random_bytes(records));
+    let path = archive.offer(segment, &bytes);
+    for arguments in [vec!["wal-push", path.as_str()], vec!["wal-fetch", segment, "pg_wal/RECOVERYXLOG"]] {
+        let peak = support::memory::peak_kilobytes(&mut archive.command(arguments.clone()));
+        assert!(peak <= 32 << 10, "{arguments:?} took {peak} kB");
+    }
+    assert!(archive.fetched() == bytes);
 }
 
 /// Bytes that zstd can't shrink, from a small generator: tests need no randomness of the system.

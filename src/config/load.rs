@@ -21,6 +21,9 @@ use super::suggest;
 use super::value::{Refusal, Value};
 use crate::error::{one_line, system_words};
 
+/// What our own variables begin with.
+const PREFIX: &str = "WALHOLD_";
+
 /// What the process was given.
 pub struct Sources {
     /// Flags with their values, [`Setting::flag`] first.
@@ -103,7 +106,7 @@ fn collect_flags(sources: &Sources, effective: &mut Effective) -> Result<(), Con
 
 fn collect_variables(sources: &Sources, effective: &mut Effective) -> Result<(), ConfigError> {
     for (name, text) in &sources.variables {
-        if !name.as_bytes().starts_with(b"WALHOLD_") || name == CONFIG_VARIABLE {
+        if !name.as_bytes().starts_with(PREFIX.as_bytes()) || name == CONFIG_VARIABLE {
             continue;
         }
         let name = name.to_string_lossy();
@@ -141,8 +144,11 @@ fn is_foreign(name: &str) -> bool {
 }
 
 fn unknown_variable(name: &str) -> ConfigError {
-    let known = SETTINGS.into_iter().map(|setting| setting.variable).chain([CONFIG_VARIABLE]);
-    let suggestion = suggest::nearest(name, known).map(str::to_owned);
+    // What all of them begin with says nothing about which one is meant.
+    let own_part = |name: &'static str| name.strip_prefix(PREFIX).unwrap_or(name);
+    let known = SETTINGS.into_iter().map(|setting| setting.variable).chain([CONFIG_VARIABLE]).map(own_part);
+    let wrong = name.strip_prefix(PREFIX).unwrap_or(name);
+    let suggestion = suggest::nearest(wrong, known).map(|near| format!("{PREFIX}{near}"));
     ConfigError::UnknownVariable { name: one_line(name), suggestion }
 }
 

@@ -220,7 +220,8 @@ mod tests {
 
     #[test]
     fn a_parent_that_recovery_never_reached_has_no_share() {
-        let history = TimelineHistory::parse(tli(3), "1 0/5000000 x\n2 0/4000000 before 2026-11-20\n").unwrap();
+        let history =
+            TimelineHistory::parse(tli(3), "1 0/5000000 x\n2 0/4000000 before 2026-11-20\n").unwrap();
         let at = |text: &str| history.timeline_at(text.parse().unwrap()).get();
         assert_eq!((at("0/3FFFFFF"), at("0/4000000"), at("0/5000000")), (1, 3, 3));
         assert_eq!(history.left_at(tli(1)), Some("0/4000000".parse().unwrap()));

@@ -37,7 +37,7 @@ pub(super) fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Res
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::PermissionDenied => {
                 Ok(String::new())
             }
-            Err(error) => Err(format!("read {}: {}", path.display(), super::directory::words(&error))),
+            Err(error) => Err(format!("read {}: {}", path.display(), crate::error::system_words(&error))),
         },
     };
     let credentials = read(file("AWS_SHARED_CREDENTIALS_FILE", "credentials"))?;

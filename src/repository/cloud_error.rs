@@ -5,6 +5,7 @@ use object_store::Error;
 use super::RepositoryError;
 use super::retry::Failed;
 use super::transport::{Fault, Seen};
+use crate::error::one_line;
 
 /// Codes of 400 answers that mean "the request was damaged on its way" rather than "it can never work".
 const TRANSIENT_CODES: [&str; 8] = [
@@ -38,7 +39,7 @@ pub(super) struct Request<'a> {
 pub(super) fn is_absent(fault: &Fault) -> bool {
     match fault {
         Fault::Store { error, seen } => {
-            (matches!(error, Error::NotFound { .. }) || seen.status == Some(404))
+            (matches!(**error, Error::NotFound { .. }) || seen.status == Some(404))
                 && credential_service(&seen.host).is_none()
         }
         Fault::Stalled(_) | Fault::OutOfTime => false,
@@ -55,7 +56,7 @@ pub(super) fn classify(request: Request<'_>, fault: Fault) -> Failed {
         Fault::Store { error, seen } => (error, seen),
     };
     let answer = Answer::read(&error, &seen);
-    match &error {
+    match error.as_ref() {
         Error::NotFound { .. } => request.by_status(&answer, None),
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
             request.by_status(&answer, seen.retry_after)
@@ -137,14 +138,13 @@ impl Answer {
             .or_else(|| between(&text, "\"message\":\"", "\""));
         let words = match seen.status {
             Some(200..=299) => {
-                format!("the answer cannot be used: {}", one_line(innermost(error).as_str()))
+                format!("the answer cannot be used: {}", brief(&innermost(error)))
             }
             Some(status) => {
                 let mut words = format!("HTTP {status}");
                 let reason = reqwest::StatusCode::from_u16(status).ok();
                 let reason = reason.and_then(|status| status.canonical_reason()).unwrap_or_default();
-                for part in
-                    [if code.is_empty() { reason } else { code }, &one_line(message.unwrap_or_default())]
+                for part in [if code.is_empty() { reason } else { code }, &brief(message.unwrap_or_default())]
                 {
                     if !part.is_empty() {
                         words.push_str(if part == code || part == reason { " " } else { ": " });
@@ -153,7 +153,7 @@ impl Answer {
                 }
                 words
             }
-            None => one_line(&innermost(error)),
+            None => brief(&innermost(error)),
         };
         let problem = match credential_service(&seen.host) {
             Some(service) => format!("no credentials from {service} ({}): {words}", seen.host),
@@ -190,8 +190,9 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     cause.to_string()
 }
 
-fn one_line(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+/// The beginning of a text, on one line.
+fn brief(text: &str) -> String {
+    let line = one_line(&text.split_whitespace().collect::<Vec<_>>().join(" "));
     let line = line.trim_end_matches('.');
     match line.char_indices().nth(LONGEST_MESSAGE) {
         Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
@@ -209,7 +210,7 @@ mod tests {
         let error = Error::Generic { store: "S3", source: body.to_owned().into() };
         let seen = Seen { status, host: "127.0.0.1:9000".to_owned(), ..Seen::default() };
         let request = Request { verb: "read", path: "main/x", url: "s3://b" };
-        classify(request, Fault::Store { error, seen })
+        classify(request, Fault::Store { error: Box::new(error), seen })
     }
 
     fn code(code: &str) -> String {

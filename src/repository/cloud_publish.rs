@@ -26,7 +26,7 @@ use object_store::{
 use tokio::task::JoinHandle;
 
 use super::cloud::{CloudStore, STALL, STALL_OF_COPY};
-use super::cloud_error::classify;
+use super::cloud_error::{classify, is_absent};
 use super::connect::Provider;
 use super::directory_publish::RawPublished;
 use super::naming::TEMPORARY_FOLDER;
@@ -454,12 +454,10 @@ impl CloudUpload {
             match store.attempt(deadline, STALL_OF_COPY, complete) {
                 Ok(_) => Ok(()),
                 // An earlier attempt did it: the upload is gone because the object is there.
-                Err(Fault::Store { error: Error::NotFound { .. }, .. }) if answer_lost => {
-                    match store.find_once(path, deadline)? {
-                        Some(object) if object.size == multipart.length => Ok(()),
-                        _ => Err(store.request("publish", path).missing().into()),
-                    }
-                }
+                Err(fault) if answer_lost && is_absent(&fault) => match store.find_once(path, deadline)? {
+                    Some(object) if object.size == multipart.length => Ok(()),
+                    _ => Err(store.request("publish", path).missing().into()),
+                },
                 Err(fault) => {
                     answer_lost = true;
                     Err(classify(store.request("publish", path), fault))

@@ -19,10 +19,13 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, PosixFadviseAdvice, RenameFlags};
 
-use super::directory::{DirectoryStore, MarkerRule, StagingRule, classify, raw_object, words};
+use super::directory::{DirectoryStore, MarkerRule, StagingRule, classify, raw_object};
 use super::naming::RawObject;
 use super::retry::{Failed, retried};
 use super::{Patience, RepositoryError};
+use crate::local::kill_point::kill_point;
+use crate::error::system_words;
+use crate::error::system_words;
 use crate::local::kill_point::kill_point;
 
 /// Mode of new files, before the umask.
@@ -221,7 +224,7 @@ impl DirectoryPublication {
             Failed::Again { .. } => RepositoryError::Unreachable {
                 verb: "publish",
                 key: self.key.clone(),
-                problem: words(error),
+                problem: system_words(error),
                 attempts: 1,
                 elapsed: self.began.elapsed(),
             },

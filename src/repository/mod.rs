@@ -57,6 +57,11 @@ impl fmt::Debug for RepositorySettings {
     }
 }
 
+/// Says what is wrong with an address, as far as that needs no store; quotes no secret.
+pub fn check_address(url: &str) -> Result<(), String> {
+    connect::parse(url).map(drop)
+}
+
 /// How long a failing store is asked again.
 #[derive(Clone, Copy, Debug)]
 pub enum Patience {

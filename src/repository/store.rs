@@ -18,7 +18,7 @@ pub(super) enum Store {
 /// An object on its way into a store.
 pub(super) enum Upload {
     Directory(DirectoryPublication),
-    Cloud(CloudUpload),
+    Cloud(Box<CloudUpload>),
 }
 
 impl Upload {
@@ -73,7 +73,8 @@ impl Store {
         match self {
             Store::Directory(store) => store.begin(key, patience).map(Upload::Directory),
             Store::Cloud(store) => {
-                Ok(Upload::Cloud(store.begin(key, naming, create_only, expected_length, patience)))
+                let upload = store.begin(key, naming, create_only, expected_length, patience);
+                Ok(Upload::Cloud(Box::new(upload)))
             }
         }
     }

@@ -23,6 +23,8 @@ use object_store::client::{
 };
 use reqwest::header::HeaderMap;
 
+use crate::interrupt;
+
 /// How long a connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an unused connection is kept.
@@ -63,7 +65,7 @@ pub(super) struct Seen {
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The store, or the way to it, failed.
-    Store { error: object_store::Error, seen: Seen },
+    Store { error: Box<object_store::Error>, seen: Seen },
     /// Nothing moved for so long.
     Stalled(Duration),
     /// The time for the whole request is over.
@@ -84,24 +86,34 @@ impl Attempt {
     }
 }
 
-/// Runs one attempt until it is done, nothing has moved for `stall`, or the deadline has come.
+/// How often a request looks whether we are asked to end.
+const SIGNAL_LOOK: Duration = Duration::from_millis(100);
+/// What a request may still take when we are: those that clean up are sent then.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+
+/// Runs one attempt until it is done, nothing has moved for `stall`, the deadline has come, or a signal asks us to end.
 pub(super) async fn watched<T>(
     deadline: Instant,
     stall: Duration,
     request: impl Future<Output = object_store::Result<T>>,
 ) -> Result<(T, Seen), Fault> {
     let attempt = Arc::new(Attempt::new());
+    let began = Instant::now();
     let mut request = pin!(CURRENT.scope(Arc::clone(&attempt), request));
     loop {
-        let until = deadline.min(attempt.with(|state| state.moved) + stall);
+        let look = Instant::now() + SIGNAL_LOOK;
+        let until = deadline.min(attempt.with(|state| state.moved) + stall).min(look);
         match tokio::time::timeout_at(until.into(), request.as_mut()).await {
             Ok(answer) => {
                 let seen = attempt.with(|state| state.seen.clone());
                 return answer
                     .map(|value| (value, seen.clone()))
-                    .map_err(|error| Fault::Store { error, seen });
+                    .map_err(|error| Fault::Store { error: Box::new(error), seen });
             }
             Err(_) if Instant::now() >= deadline => return Err(Fault::OutOfTime),
+            Err(_) if interrupt::requested().is_some() && began.elapsed() >= LAST_REQUEST => {
+                return Err(Fault::OutOfTime);
+            }
             Err(_) if attempt.with(|state| state.moved.elapsed()) >= stall => {
                 return Err(Fault::Stalled(stall));
             }
@@ -267,7 +279,7 @@ impl TransportError {
             cause = source;
         }
         let words = match cause.downcast_ref::<std::io::Error>() {
-            Some(error) => super::directory::words(error),
+            Some(error) => crate::error::system_words(error),
             None => cause.to_string(),
         };
         if host.is_empty() { TransportError(words) } else { TransportError(format!("{host}: {words}")) }

@@ -163,9 +163,9 @@ fn accept(shared: &Arc<Shared>, listener: TcpListener, addr: SocketAddr) {
 }
 
 /// One message: its head with the empty line, and its body as it came.
-struct Message {
-    head: Vec<u8>,
-    body: Vec<u8>,
+pub struct Message {
+    pub head: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 impl Message {
@@ -174,7 +174,7 @@ impl Message {
     }
 
     /// Reads a message; `None` at the end of the connection.
-    fn read(from: &mut TcpStream, held: &mut Vec<u8>, has_body: bool) -> io::Result<Option<Message>> {
+    pub fn read(from: &mut TcpStream, held: &mut Vec<u8>, has_body: bool) -> io::Result<Option<Message>> {
         let head_length = loop {
             if let Some(at) = held.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;

@@ -2,7 +2,9 @@
 #![allow(dead_code)]
 
 pub mod archive;
+pub mod cloud_emulators;
 pub mod fault_proxy;
+pub mod gcs_gateway;
 pub mod memory;
 pub mod postgres;
 pub mod program;
