@@ -34,7 +34,7 @@ struct Moment {
 
 impl Loop {
     fn start(builder: ClusterBuilder, encryption: Encryption) -> Loop {
-        let mut cluster = builder.create();
+        let cluster = builder.create();
         let directory = cluster.directory("walhold");
         let tablespace = cluster.directory("tablespace");
         let configuration = directory.join("walhold.toml");

@@ -28,7 +28,7 @@ struct Moment {
 impl Site {
     /// A table `items` with 1,000 rows, then the backup.
     fn start(builder: ClusterBuilder) -> Site {
-        let mut cluster = builder.create();
+        let cluster = builder.create();
         let directory = cluster.directory("walhold");
         let text = format!(
             "state_dir = \"{0}/state\"\n\n[repository]\nurl = \"file://{0}/repository\"\n",

@@ -23,8 +23,6 @@ use super::directory::{DirectoryStore, MarkerRule, StagingRule, classify, raw_ob
 use super::naming::RawObject;
 use super::retry::{Failed, retried};
 use super::{Patience, RepositoryError};
-use crate::local::kill_point::kill_point;
-use crate::error::system_words;
 use crate::error::system_words;
 use crate::local::kill_point::kill_point;
 
