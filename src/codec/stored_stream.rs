@@ -12,8 +12,9 @@ use std::thread::{Builder, Scope};
 use super::decode::{DecodeError, ObjectSource};
 use super::encode::SinkError;
 
-/// Bytes per read: large enough that a store's latency is paid seldom, small enough for two of them in memory.
-pub(super) const READ_SIZE: usize = 4 << 20;
+/// Bytes per read: large enough that a store's latency is paid seldom, small enough for five of them in memory: one
+/// read ahead, one arrived, the current one, and those that chunks under way still lie in.
+pub(super) const READ_SIZE: usize = 2 << 20;
 
 /// Consecutive bytes of an object.
 pub(super) struct Piece {
