@@ -42,8 +42,8 @@ fn wal_like() -> Vec<u8> {
         xid += 1;
         let record = numbers.below(100);
         let body = match record {
-            0..5 => full_page(&mut numbers),
-            5..45 => row_change(&mut numbers, xid, 60),
+            0..3 => full_page(&mut numbers),
+            3..45 => row_change(&mut numbers, xid, 60),
             45..75 => row_change(&mut numbers, xid, 100),
             _ => lsn.to_le_bytes()[..4].to_vec(),
         };
@@ -86,7 +86,8 @@ fn full_page(numbers: &mut Numbers) -> Vec<u8> {
         page.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 2, 9, 24, 0]);
         page.extend_from_slice(&(first + tuple).to_le_bytes());
         page.extend_from_slice(&(numbers.below(20_000) as i32 - 10_000).to_le_bytes());
-        page.resize(page.len() + 84, b' ');
+        page.extend_from_slice(&numbers.next().to_le_bytes());
+        page.resize(page.len() + 76, b' ');
     }
     page
 }
@@ -94,9 +95,30 @@ fn full_page(numbers: &mut Numbers) -> Vec<u8> {
 /// Heap pages of a table with JSON and text, as a backup reads them.
 fn row_like() -> Vec<u8> {
     const WORDS: [&str; 24] = [
-        "order", "customer", "shipped", "pending", "invoice", "amount", "street", "city", "north", "garden", "blue",
-        "return", "express", "standard", "gift", "note", "fragile", "priority", "warehouse", "carrier", "label",
-        "refund", "partial", "complete",
+        "order",
+        "customer",
+        "shipped",
+        "pending",
+        "invoice",
+        "amount",
+        "street",
+        "city",
+        "north",
+        "garden",
+        "blue",
+        "return",
+        "express",
+        "standard",
+        "gift",
+        "note",
+        "fragile",
+        "priority",
+        "warehouse",
+        "carrier",
+        "label",
+        "refund",
+        "partial",
+        "complete",
     ];
     let mut numbers = Numbers(0x2545_F491_4F6C_DD1D);
     let mut pages = Vec::with_capacity(LENGTH + 8192);
@@ -110,12 +132,14 @@ fn row_like() -> Vec<u8> {
             pages.extend_from_slice(&[1, 3, 0, 0, 0, 0, 0, 0, 5, 0, 2, 9, 24, 0]);
             let (word, other) = (WORDS[numbers.below(24) as usize], WORDS[numbers.below(24) as usize]);
             let row = format!(
-                "{{\"id\": {id}, \"customer\": {}, \"status\": \"{word}\", \"total\": {}.{:02}, \"reference\": \"{:012x}\", \
+                "{{\"id\": {id}, \"customer\": {}, \"status\": \"{word}\", \"total\": {}.{:02}, \"reference\": \"{:016x}{:016x}{:016x}\", \
                  \"created\": \"2026-11-{:02}T{:02}:{:02}:00Z\", \"note\": \"{other} {word} {}\"}}",
                 numbers.below(50_000),
                 numbers.below(900),
                 numbers.below(100),
-                numbers.next() >> 16,
+                numbers.next(),
+                numbers.next(),
+                numbers.next(),
                 numbers.below(28) + 1,
                 numbers.below(24),
                 numbers.below(60),
@@ -194,7 +218,8 @@ fn envelope(criterion: &mut Criterion) {
     for (data, plaintext) in [("wal", wal_like()), ("rows", row_like())] {
         for (codec, compression) in codecs {
             for (cipher, key_used) in [("plain", None), ("aes", Some(master.clone()))] {
-                let sealing = |workers| Sealing { compression, key: key_used.clone(), workers: Some(workers) };
+                let sealing =
+                    |workers| Sealing { compression, key: key_used.clone(), workers: Some(workers) };
                 let mut stored = Vec::new();
                 encode(&plaintext, &sealing(1), &mut stored);
                 let (facts, key, keys) = (facts(), key(), KeyRing::new(key_used.iter().cloned().collect()));
@@ -215,7 +240,8 @@ fn envelope(criterion: &mut Criterion) {
                                 Ok(())
                             };
                             let source = MemoryObject(&stored);
-                            decode_with_workers(&source, &expected, &keys, workers, &mut deliver).expect("decode");
+                            decode_with_workers(&source, &expected, &keys, workers, &mut deliver)
+                                .expect("decode");
                             length
                         });
                     });

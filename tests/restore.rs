@@ -28,7 +28,7 @@ struct Moment {
 impl Site {
     /// A table `items` with 1,000 rows, then the backup.
     fn start(builder: ClusterBuilder) -> Site {
-        let mut cluster = builder.create();
+        let cluster = builder.create();
         let directory = cluster.directory("walhold");
         let text = format!(
             "state_dir = \"{0}/state\"\n\n[repository]\nurl = \"file://{0}/repository\"\n",
@@ -153,7 +153,7 @@ fn count(client: &mut postgres::Client) -> String {
     client.query_one("SELECT count(*)::text FROM items", &[]).expect("count rows").get(0)
 }
 
-fn text(client: &mut postgres::Client, sql: &str) -> String {
+fn show(client: &mut postgres::Client, sql: &str) -> String {
     client.query_one(sql, &[]).expect("ask the restored server").get(0)
 }
 
@@ -255,8 +255,13 @@ fn the_started_server_reaches_every_kind_of_target() {
             "{run:?}"
         );
         assert!(run.stdout.contains("the server accepts connections on timeline 2; it logs to "), "{run:?}");
-        assert_eq!(text(client, "SHOW archive_mode"), "off");
-        assert_eq!(text(client, "SELECT pg_is_in_recovery()::text"), "false");
+        assert_eq!(show(client, "SHOW archive_mode"), "off");
+        assert_eq!(show(client, "SELECT pg_is_in_recovery()::text"), "false");
+        // The next recovery of this cluster inherits nothing.
+        let auto = fs::read_to_string(site.target("time").join("postgresql.auto.conf"))
+            .expect("postgresql.auto.conf");
+        assert!(!auto.contains("recovery_target") && !auto.contains("restore_command"), "{auto}");
+        assert!(auto.contains("archive_mode = 'off'"), "{auto}");
     });
     site.started("lsn", &["--clone", "--target-lsn", &moment.lsn, "--target-exclusive"], |_, client| {
         assert_eq!(count(client), rows);
@@ -270,7 +275,7 @@ fn the_started_server_reaches_every_kind_of_target() {
         "name",
         &["--clone", "--target-name", "milestone", "--target-action", "pause"],
         |run, client| {
-            assert_eq!(text(client, "SELECT pg_is_in_recovery()::text"), "true");
+            assert_eq!(show(client, "SELECT pg_is_in_recovery()::text"), "true");
             assert!(run.stdout.contains("recovery stopping at restore point \"milestone\""), "{run:?}");
             assert!(run.stdout.contains("the server is paused at the target, read-only"), "{run:?}");
         },
@@ -284,8 +289,8 @@ fn the_started_server_reaches_every_kind_of_target() {
         assert!(run.stdout.contains("the end of the archive is reached"), "{run:?}");
     });
     site.started("standby", &["--standby"], |run, client| {
-        assert_eq!(text(client, "SELECT pg_is_in_recovery()::text"), "true");
-        assert_eq!(text(client, "SHOW recovery_target_timeline"), "latest");
+        assert_eq!(show(client, "SELECT pg_is_in_recovery()::text"), "true");
+        assert_eq!(show(client, "SHOW recovery_target_timeline"), "latest");
         assert!(run.stdout.contains("the standby accepts read-only connections"), "{run:?}");
     });
     let target = site.target("shutdown");
@@ -583,10 +588,10 @@ fn tablespaces_go_where_they_are_mapped() {
     let elsewhere = site.cluster.directory("elsewhere").join("space");
     let mapping = format!("space={}", elsewhere.display());
     site.started("mapped", &["--clone", "--tablespace", &mapping], |_, client| {
-        let sum = text(client, "SELECT sum(i)::text FROM spaced");
+        let sum = show(client, "SELECT sum(i)::text FROM spaced");
         assert_eq!(sum, "12502500");
         let location =
-            text(client, "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'space'");
+            show(client, "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'space'");
         assert_eq!(location, elsewhere.display().to_string());
         client
             .batch_execute("INSERT INTO spaced SELECT 0 FROM generate_series(1, 5000); CHECKPOINT")
@@ -679,4 +684,213 @@ fn what_is_restored_is_what_was_backed_up_and_recovers_by_itself() {
     copy.wait_promoted();
     assert_eq!(copy.value("SELECT count(*) FROM items"), moment.rows);
     assert_eq!(copy.value("SHOW archive_mode"), "on", "a replacement archives on");
+}
+
+#[test]
+fn root_restores_for_the_owner_of_the_directory() {
+    use std::os::unix::fs::MetadataExt;
+    assert!(nix::unistd::Uid::effective().is_root(), "this test looks at what root does");
+    let site = Site::start(Cluster::builder(15));
+    let as_root = |target: &Path, arguments: &[&str]| {
+        let mut command = std::process::Command::new(walhold());
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .arg("--config")
+            .arg(site.directory.join("walhold.toml"));
+        run(command.arg("restore").arg("--pgdata").arg(target).args(arguments))
+    };
+    let target = site.target("by-root");
+    as_root(&target, &["--target-immediate"]).expect_success();
+    let owner = ServerUser::get().uid.as_raw();
+    let mut directories = vec![target.clone()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).expect("read the target") {
+            let path = entry.expect("an entry").path();
+            let metadata = fs::symlink_metadata(&path).expect("metadata");
+            assert_eq!(metadata.uid(), owner, "{}", path.display());
+            if metadata.is_dir() {
+                directories.push(path);
+            }
+        }
+    }
+    assert_eq!(fs::metadata(&target).expect("the target").uid(), owner);
+
+    let of_root = site.cluster.directory("of-root");
+    std::os::unix::fs::chown(&of_root, Some(0), Some(0)).expect("chown");
+    let target = of_root.join("data");
+    as_root(&target, &["--target-immediate", "--start"]).expect_failure(
+        3,
+        &format!(
+            "the files in {0} would belong to root, and PostgreSQL does not run as root  HINT: make the directory for the server's user first: \
+             install -d -o postgres -g postgres -m 700 {0}",
+            target.display()
+        ),
+    );
+    assert!(!target.exists());
+    let planned = as_root(&target, &["--target-immediate", "--plan"]);
+    planned.expect_success();
+    assert!(planned.stdout.contains("WARNING: the files will belong to root"), "{planned:?}");
+}
+
+#[test]
+fn segments_without_an_index_are_read_whole() {
+    use walhold::codec::decode::{Expected, decode_object};
+    use walhold::codec::encode::{ChunkSource, SinkError, encode_object};
+    use walhold::codec::{Compression, KeyRing, Sealing};
+    use walhold::format::ObjectKey;
+    use walhold::format::envelope::{CHUNK_SIZE, ObjectFacts, ObjectKind};
+    struct Memory(Vec<u8>, usize);
+    impl ChunkSource for Memory {
+        fn next_chunk(&mut self, chunk: &mut Vec<u8>) -> Result<bool, SinkError> {
+            let end = (self.1 + CHUNK_SIZE).min(self.0.len());
+            chunk.extend_from_slice(&self.0[self.1..end]);
+            self.1 = end;
+            Ok(end == self.0.len())
+        }
+    }
+    struct Stored(Vec<u8>);
+    impl walhold::codec::decode::ObjectSource for Stored {
+        fn stored_length(&self) -> u64 {
+            self.0.len() as u64
+        }
+        fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, SinkError> {
+            Ok(self.0[offset as usize..offset as usize + length].to_vec())
+        }
+    }
+    let site = Site::start(Cluster::builder(15));
+    let moment = site.moment();
+    let name = site.cluster.archive_now();
+    let path = site.stored(&name);
+    let relative = path.strip_prefix(site.directory.join("repository")).expect("below the repository");
+    let key = ObjectKey::from_listing(relative.display().to_string());
+    let system = site.cluster.value("SELECT system_identifier FROM pg_control_system()");
+    let facts = ObjectFacts {
+        kind: ObjectKind::WalSegment,
+        name,
+        system_identifier: system.parse().expect("a system identifier"),
+        segment_size: walhold::pg::WalSegmentSize::new(16 << 20),
+    };
+    let mut segment = Vec::new();
+    let expected = Expected { facts: &facts, key: &key };
+    decode_object(
+        &Stored(fs::read(&path).expect("the object")),
+        &expected,
+        &KeyRing::default(),
+        &mut |bytes| {
+            segment.extend_from_slice(bytes);
+            Ok(())
+        },
+    )
+    .expect("decode the segment");
+    let sealing = Sealing { compression: Compression::Zstd(1), key: None, workers: Some(1) };
+    let mut stored: Vec<u8> = Vec::new();
+    encode_object(Memory(segment, 0), &facts, &key, &sealing, |_| Vec::new(), &mut stored)
+        .expect("encode it again");
+    fs::write(&path, stored).expect("store it without an index");
+    let run = site.restore(&site.target("planned"), &["--plan", "--target-xid", &moment.xid]);
+    run.expect_success();
+    assert!(run.stdout.contains(&format!("note: segment {} has no usable index (", facts.name)), "{run:?}");
+    assert!(run.stdout.contains(&format!("after the commit of transaction {}", moment.xid)), "{run:?}");
+}
+
+#[test]
+fn configuration_outside_the_data_directory_is_brought_along() {
+    let mut site = Site::start(Cluster::builder(15));
+    let data = site.cluster.data_directory().to_owned();
+    let etc = site.cluster.directory("etc");
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        fs::rename(data.join(name), etc.join(name)).expect("move the configuration");
+    }
+    fs::create_dir(etc.join("conf.d")).expect("conf.d");
+    fs::write(etc.join("conf.d/mine.conf"), "work_mem = '5MB'\n").expect("write a file");
+    let mut lines = fs::read_to_string(etc.join("postgresql.conf")).expect("postgresql.conf");
+    lines += &format!(
+        "\ndata_directory = '{}'\nhba_file = '{1}/pg_hba.conf'\nident_file = '{1}/pg_ident.conf'\ninclude_dir = 'conf.d'\n",
+        data.display(),
+        etc.display()
+    );
+    fs::write(etc.join("postgresql.conf"), lines).expect("write postgresql.conf");
+    ServerUser::get().own(&etc);
+    site.cluster.option("config_file", &etc.join("postgresql.conf").display().to_string());
+    site.cluster.restart();
+    site.back_up();
+    site.cluster.archive_now();
+    let before = contents(&etc);
+    site.started("copy", &["--clone"], |_, client| {
+        let target = site.target("copy");
+        assert_eq!(show(client, "SHOW data_directory"), target.display().to_string());
+        assert_eq!(show(client, "SHOW hba_file"), target.join("pg_hba.conf").display().to_string());
+        assert_eq!(show(client, "SHOW work_mem"), "5MB");
+    });
+    assert_eq!(contents(&etc), before);
+}
+
+/// A server that was recovered in place to an earlier moment, on timeline 2, while timeline 1 had gone on.
+#[test]
+fn lines_of_history_are_followed_explained_and_kept_apart() {
+    let mut site = Site::start(Cluster::builder(15));
+    let first = site.moment();
+    let abandoned = site.moment();
+    site.cluster.archive_now();
+    site.cluster.stop(support::postgres::StopMode::Fast);
+    let data = site.cluster.data_directory().to_owned();
+    fs::rename(&data, data.with_extension("broken")).expect("move the old directory away");
+    site.restore(&data, &["--target-xid", &first.xid]).expect_success();
+    site.cluster.start();
+    site.cluster.wait_promoted();
+    site.cluster.execute("INSERT INTO items VALUES (-2, 'on timeline 2')");
+    let on_two = site.moment();
+    site.cluster.archive_now();
+    assert_eq!(site.cluster.value("SELECT timeline_id FROM pg_control_checkpoint()"), "2");
+
+    // The time lies on both lines; the newest is followed, and the other one is named.
+    let plan = site.restore(&site.target("planned"), &["--plan", "--target-time", &abandoned.time]);
+    plan.expect_success();
+    let warning = "WARNING: timeline 1 went on after timeline 2 left it at 0/";
+    assert!(plan.stdout.contains(warning), "{plan:?}");
+    assert!(plan.stdout.contains("to follow timeline 1 use --timeline 1"), "{plan:?}");
+    site.started("one", &["--clone", "--timeline", "1", "--target-time", &abandoned.time], |_, client| {
+        assert_eq!(count(client), abandoned.rows);
+    });
+    site.started("two", &["--clone", "--target-time", &on_two.time], |run, client| {
+        assert_eq!(count(client), on_two.rows);
+        assert!(run.stdout.contains("on timeline 3"), "{run:?}");
+    });
+
+    // Before the switch: the old timeline is named, so that the new one's history does not run backwards.
+    let early = site.restore(&site.target("planned"), &["--plan", "--target-immediate"]);
+    early.expect_success();
+    assert!(
+        early.stdout.contains(
+            "the target lies on timeline 1, before timeline 2 leaves it: recovery follows timeline 1"
+        ),
+        "{early:?}"
+    );
+
+    // Where only timeline 2's copy of that segment is left, it has to be followed; PostgreSQL then writes such a history.
+    let fork = fs::read_to_string(data.join("pg_wal/00000002.history")).expect("the history");
+    let fork = fork.split_whitespace().nth(1).expect("the switch point").to_owned();
+    let segment = site.cluster.value(&format!("SELECT '00000001' || substr(pg_walfile_name('{fork}'), 9)"));
+    fs::remove_file(site.stored(&segment)).expect("remove timeline 1's copy");
+    let target = site.target("backwards");
+    site.started(
+        "backwards",
+        &["--clone", "--target-xid", &first.xid, "--target-exclusive"],
+        |run, client| {
+            assert_eq!(count(client), "1000");
+            assert!(run.stdout.contains("on timeline 3"), "{run:?}");
+        },
+    );
+    let history = fs::read_to_string(target.join("pg_wal/00000003.history")).expect("the history");
+    let points: Vec<walhold::pg::Lsn> =
+        history.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse().ok()).collect();
+    assert!(matches!(points.as_slice(), [first, second] if second < first), "not backwards: {history}");
+    let parsed = walhold::pg::TimelineHistory::parse(walhold::pg::TimelineId::new(3).expect("3"), &history);
+    assert!(parsed.is_ok(), "{history}: {parsed:?}");
+
+    // A timeline that was begun but not archived yet is not taken for recovered.
+    fs::remove_file(site.stored(&format!("00000002{}", &segment[8..]))).expect("remove timeline 2's copy");
+    let run = site.restore(&site.target("refused"), &[]);
+    assert_eq!(run.status, Some(3), "{run:?}");
 }

@@ -253,10 +253,16 @@ impl<K: ObjectSink> ObjectWriter<K> {
         facts: &ObjectFacts,
         key: &ObjectKey,
         sealing: &Sealing,
-        mut sink: K,
+        sink: K,
     ) -> Result<Self, EncodeError> {
+        let plan = SealPlan::new(facts, key, sealing, 0);
+        let plan = plan.map_err(|problem| EncodeError::Codec { key: key.to_string(), problem })?;
+        ObjectWriter::with_plan(plan, key, sink)
+    }
+
+    /// [`ObjectWriter::new`] with header and salt decided.
+    pub(super) fn with_plan(plan: SealPlan, key: &ObjectKey, mut sink: K) -> Result<Self, EncodeError> {
         let codec = |problem| EncodeError::Codec { key: key.to_string(), problem };
-        let plan = SealPlan::new(facts, key, sealing, 0).map_err(codec)?;
         let sealer = ChunkSealer::new(&plan).map_err(codec)?;
         sink.write(plan.header()).map_err(EncodeError::Sink)?;
         let layout = Layout { stored_length: plan.header().len() as u64, ..Layout::default() };

@@ -52,17 +52,34 @@ pub fn credential_variables(names: impl Iterator<Item = String>) -> Vec<String> 
     found
 }
 
+/// Off where what lies behind the target cannot be read.
+pub const READ_AHEAD: &str = "recovery_prefetch";
+
 /// The new `postgresql.auto.conf`: the restored one without any recovery setting, then those that are wanted. The file may be in
 /// any encoding, so bytes are kept as they are.
 pub fn auto_conf(restored: &[u8], recovery: &Recovery, extra: &[(String, String)]) -> Vec<u8> {
-    let as_characters = |bytes: &[u8]| bytes.iter().copied().map(char::from).collect::<String>();
     let mut settings = recovery_settings(recovery);
     settings.extend_from_slice(extra);
     for (_, value) in &mut settings {
         *value = as_characters(value.as_bytes());
     }
     let text = remove_settings(&as_characters(restored), &RECOVERY_SETTINGS);
-    replace_settings(&text, &settings).chars().map(|character| character as u8).collect()
+    as_bytes(&replace_settings(&text, &settings))
+}
+
+/// The file without any recovery setting and without `other`.
+pub fn without_recovery_settings(text: &[u8], other: &str) -> Vec<u8> {
+    let names: Vec<&str> = RECOVERY_SETTINGS.into_iter().chain([other]).collect();
+    as_bytes(&remove_settings(&as_characters(text), &names))
+}
+
+/// One character per byte, so that text functions leave bytes of any encoding alone.
+fn as_characters(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
+
+fn as_bytes(characters: &str) -> Vec<u8> {
+    characters.chars().map(|character| character as u8).collect()
 }
 
 /// Settings that name files of the original server.

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use super::configuration::{auto_conf, own_places_text};
+use super::configuration::{READ_AHEAD, auto_conf, own_places_text, without_recovery_settings};
 use super::error::RestoreError;
 use super::layout::ownership;
 use super::place::{Owner, UNFINISHED};
@@ -52,6 +52,17 @@ pub fn seal(plan: &RestorePlan, trees: &SyncedTrees, jobs: usize) -> Result<(), 
         sync_directory(&directory).map_err(|error| RestoreError::local("sync", &directory, &error))?;
     }
     Ok(())
+}
+
+/// Takes the recovery settings out of `postgresql.auto.conf` again, once the server is a primary: the next recovery of this cluster
+/// must not inherit them.
+pub fn reset_recovery_settings(plan: &RestorePlan) -> Result<(), RestoreError> {
+    let writer = Writer { owner: ownership(&plan.place), pgdata: &plan.place.pgdata };
+    let text = without_recovery_settings(&writer.read("postgresql.auto.conf")?, READ_AHEAD);
+    let path = plan.place.pgdata.join("postgresql.auto.conf");
+    crate::local::durable::replace_file(&path, &text, 0o600)
+        .map_err(|error| RestoreError::local("write", &path, &error))?;
+    writer.own(&path)
 }
 
 /// The map with every tablespace at its new place: recovery makes the links anew from it, and unmapped it would point into the original's

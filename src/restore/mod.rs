@@ -79,7 +79,11 @@ pub fn restore(
     let mut restored = Restored { files: selection.len() + 1, bytes, fetching, syncing, verdict: None };
     if let Some(binaries) = &plan.binaries {
         let mut server = start::start(plan, binaries)?;
-        restored.verdict = Some(watch::watch(plan, &mut server)?);
+        let verdict = watch::watch(plan, &mut server)?;
+        if verdict.end == watch::RecoveryEnd::Promoted {
+            finish::reset_recovery_settings(plan)?;
+        }
+        restored.verdict = Some(verdict);
     }
     Ok(restored)
 }

@@ -8,7 +8,7 @@ use super::archive_view::ArchiveView;
 use super::binaries::{ServerBinaries, find_binaries};
 use super::choose::{Choice, GapPolicy, Question, choose};
 use super::configuration::{
-    AdoptedFile, adopted_files, credential_variables, lowered_limits, own_places, restore_command,
+    AdoptedFile, READ_AHEAD, adopted_files, credential_variables, lowered_limits, own_places, restore_command,
 };
 use super::error::RestoreError;
 use super::packs::{FoundPack, find_packs, read_file};
@@ -292,7 +292,7 @@ impl RestorePlan {
         let damage = matches!(self.choice.limit, Limit::Damage { .. } | Limit::MinimalWal { .. });
         if (gap || damage) && self.manifest.summary.server_version >= 150_000 {
             // Read-ahead (15 and later) would stop at what lies behind the target.
-            self.extra_settings.push(("recovery_prefetch".to_owned(), "off".to_owned()));
+            self.extra_settings.push((READ_AHEAD.to_owned(), "off".to_owned()));
         }
         for variable in left_out {
             self.warnings.push(format!(
@@ -398,6 +398,14 @@ impl RestorePlan {
             self.warnings.push(format!(
                 "the files will belong to root, and PostgreSQL does not run as root: chown -R postgres: {} before it is started",
                 self.place.pgdata.display()
+            ));
+        }
+        let here = crate::backup::facts::glibc_version();
+        if let (Some(then), Some(now)) = (&self.manifest.server.glibc_version, &here)
+            && then != now
+        {
+            self.warnings.push(format!(
+                "the server that was backed up had glibc {then}, this machine has {now}: where sort orders changed, indexes on text must be rebuilt (REINDEX)"
             ));
         }
         if self.choice.backup.damaged_pages > 0 {

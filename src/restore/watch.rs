@@ -66,8 +66,10 @@ pub struct LogFindings {
     shut_down_at_target: bool,
     /// The last FATAL or PANIC.
     fatal: Option<String>,
-    /// The last line of a program that the server ran (wal-fetch writes here too).
+    /// The server's hint.
     hint: Option<String>,
+    /// The last error of walhold's own wal-fetch, which writes into the server's log.
+    fetch_error: Option<String>,
 }
 
 impl LogFindings {
@@ -95,6 +97,8 @@ impl LogFindings {
             self.ready = true;
         } else if line.contains("LOG:  shutdown at recovery target") {
             self.shut_down_at_target = true;
+        } else if let Some(rest) = after("walhold: ERROR: ") {
+            self.fetch_error = Some(rest.to_owned());
         } else if let Some(rest) = after("FATAL:  ").or_else(|| after("PANIC:  ")) {
             // Clients that come too early are refused with FATAL as well.
             let client = [
@@ -203,7 +207,16 @@ fn stopped_short(findings: &LogFindings, status: &str, log: &Path) -> RestoreErr
         Some(fatal) => format!("it said: {fatal}"),
         None => format!("it ended with {status} and gave no reason"),
     };
-    let hint = findings.hint.as_ref().map_or(String::new(), |hint| format!("{hint}; "));
+    let fetch_failed =
+        findings.fatal.as_ref().is_some_and(|fatal| fatal.starts_with("could not restore file"));
+    let (fetch_error, fetch_hint) = match findings.fetch_error.as_deref().filter(|_| fetch_failed) {
+        Some(error) => error
+            .split_once("  HINT: ")
+            .map_or((Some(error), None), |(error, hint)| (Some(error), Some(hint))),
+        None => (None, None),
+    };
+    let words = fetch_error.map_or(words.clone(), |error| format!("{words}, because: {error}"));
+    let hint = fetch_hint.or(findings.hint.as_deref()).map_or(String::new(), |hint| format!("{hint}; "));
     RestoreError::Server {
         message: format!("the server stopped before the target was reached: {words}"),
         hint: Some(format!("{hint}its whole log is {}", log.display())),
@@ -255,6 +268,21 @@ mod tests {
             error.to_string(),
             "the server stopped before the target was reached: it said: recovery ended before configured recovery target was reached"
         );
+    }
+
+    #[test]
+    fn a_failed_fetch_is_told_with_its_reason() {
+        let findings = read(
+            "walhold: ERROR: object main/x is damaged: chunk 3  HINT: restore it\n\
+             x FATAL:  could not restore file \"000000010000000000000003\" from archive: child process exited with exit code 214\n",
+        );
+        let error = stopped_short(&findings, "exit status: 1", Path::new("/data/log"));
+        assert_eq!(
+            error.to_string(),
+            "the server stopped before the target was reached: it said: could not restore file \"000000010000000000000003\" from archive: \
+             child process exited with exit code 214, because: object main/x is damaged: chunk 3"
+        );
+        assert_eq!(crate::error::Explain::hint(&error).unwrap(), "restore it; its whole log is /data/log");
     }
 
     #[test]

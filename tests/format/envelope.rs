@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use walhold::codec::decode::{ChunkOpener, Expected, ObjectSource, WithPrefix, read_tail};
-use walhold::codec::encode::{ChunkSource, ObjectSink, SinkError, encode_object};
+use walhold::codec::encode::{ChunkSource, ObjectSink, ObjectWriter, SinkError, encode_object};
 use walhold::codec::{Compression, KeyRing, MasterKey};
 use walhold::error::Explain;
 use walhold::exit_status::Cause;
@@ -110,6 +110,15 @@ fn assert_pack_comes_back(chunks: &[&[u8]], sealing: &walhold::codec::Sealing) {
         let part = &stored[begin..begin + location.stored_length as usize];
         opener.open(location.number, part, location.plaintext_length, &mut opened).expect("open a chunk");
         assert!(opened == *chunk);
+    }
+}
+
+#[test]
+fn a_pack_of_the_largest_chunks_comes_back() {
+    let plaintext = noise(5 * MAX_CHUNK_SIZE);
+    let chunks: Vec<&[u8]> = plaintext.chunks(MAX_CHUNK_SIZE).collect();
+    for sealing in sealings() {
+        assert_pack_comes_back(&chunks, &sealing);
     }
 }
 
@@ -362,6 +371,30 @@ fn a_source_that_breaks_its_contract_or_fails_makes_no_object() {
     assert_eq!(error.to_string(), "read failed late");
     assert_eq!(error.exit_cause(), Cause::Unreachable);
     assert_eq!(error.hint().as_deref(), Some("a test told it to fail"));
+}
+
+#[test]
+fn a_writer_refuses_chunks_of_sizes_that_no_reader_takes() {
+    let sealing = sealing(Compression::Zstd(1), None);
+    let mut writer =
+        ObjectWriter::new(&pack_facts(), &pack_key(), &sealing, Vec::new()).expect("begin a pack");
+    for length in [0, MAX_CHUNK_SIZE + 1] {
+        let error = writer.write_chunk(&vec![0; length]).expect_err("refused");
+        let expected = format!("encode object {}: a chunk has 1 to 4194304 bytes, not {length}", pack_key());
+        assert_eq!(error.to_string(), expected);
+    }
+    for (name, compression) in
+        [("", Compression::None), ("1", Compression::Zstd(20)), ("1", Compression::Zstd(-8))]
+    {
+        let facts = walhold::format::envelope::ObjectFacts { name: name.to_owned(), ..pack_facts() };
+        let sealing = walhold::codec::Sealing { compression, ..sealing.clone() };
+        let error = ObjectWriter::new(&facts, &pack_key(), &sealing, Vec::new()).err().expect("refused");
+        let expected = format!(
+            "encode object {}: its name must have 1 to 255 bytes and its compression level lie in -7..=19",
+            pack_key()
+        );
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 #[test]

@@ -148,7 +148,7 @@ pub fn fill_segment_to(session: &mut postgres::Client, left: u64) {
         let rows = query(session, "SELECT pg_current_wal_insert_lsn() - '0/0'").expect("read the position");
         rows[0][0].parse().expect("a number")
     };
-    let mut emit = |session: &mut postgres::Client, bytes: u64| {
+    let emit = |session: &mut postgres::Client, bytes: u64| {
         let statement = format!("SELECT pg_logical_emit_message(false, '', repeat('f', {bytes}))");
         query(session, &statement).expect("emit a message");
     };
