@@ -74,18 +74,18 @@ pub struct SettingFlags {
     pub log_level: Option<OsString>,
 }
 
-/// Flags of settings that only commands with parallel jobs take.
+// Flags of settings that only commands with parallel jobs take. No doc comment: clap would take it for the command's.
+#[allow(missing_docs)]
 #[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Settings")]
 pub struct JobsFlag {
     /// Parallel jobs [default: the number of cores]
     #[arg(long, value_name = "N")]
     pub jobs: Option<OsString>,
 }
 
-/// Flags of settings that only `backup-push` takes.
+// Flags of settings that only `backup-push` takes.
+#[allow(missing_docs)]
 #[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Settings")]
 pub struct RateLimitFlag {
     /// Bytes per second to write to the repository at most, such as 50MB [default: no limit]
     #[arg(long, value_name = "SIZE")]

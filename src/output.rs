@@ -131,7 +131,7 @@ pub fn bytes_exact(bytes: u64) -> String {
 pub fn duration_exact(length: Duration) -> String {
     let milliseconds = length.as_millis();
     for (unit, factor) in [("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)] {
-        if milliseconds > 0 && milliseconds % factor == 0 {
+        if milliseconds > 0 && milliseconds.is_multiple_of(factor) {
             return format!("{}{unit}", milliseconds / factor);
         }
     }

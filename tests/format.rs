@@ -4,5 +4,7 @@
 mod damage;
 #[path = "format/envelope.rs"]
 mod envelope;
+#[path = "format/golden.rs"]
+mod golden;
 #[path = "format/objects.rs"]
 mod objects;

@@ -34,7 +34,7 @@ struct Moment {
 
 impl Loop {
     fn start(builder: ClusterBuilder, encryption: Encryption) -> Loop {
-        let mut cluster = builder.create();
+        let cluster = builder.create();
         let directory = cluster.directory("walhold");
         let tablespace = cluster.directory("tablespace");
         let configuration = directory.join("walhold.toml");
@@ -111,8 +111,11 @@ impl Loop {
         let (data, space) = (root.join("data"), root.join("space"));
         let remap = format!("{}={}", self.tablespace.display(), space.display());
         let data_text = data.display().to_string();
-        let base = ["restore", "--clone", "--pgdata", &data_text, "--tablespace", &remap];
-        self.walhold(&[&base, target].concat());
+        let mut arguments = vec!["restore", "--clone", "--pgdata", &data_text];
+        if self.cluster.value("SELECT count(*) FROM pg_tablespace WHERE spcname = 'space'") == "1" {
+            arguments.extend(["--tablespace", &remap]);
+        }
+        self.walhold(&[&arguments, target].concat());
         let mut copy = Cluster::from_data_directory(self.cluster.major(), &data);
         copy.start();
         copy.wait_promoted();
@@ -161,10 +164,7 @@ fn whole_loop(builder: ClusterBuilder, encryption: Encryption) {
     this.check(&["--target-time", &second.time], &second.digest);
     let end = this.recover(&[], "copy-end");
     assert_eq!(end.row_digest("postgres"), cluster.row_digest("postgres"), "rows at the end of the archive");
-    assert!(
-        end.value("SELECT to_regclass('spaced') IS NULL") == "true",
-        "the dropped table is dropped at the end"
-    );
+    assert_eq!(end.value("SELECT to_regclass('spaced') IS NULL"), "t", "the dropped table stays dropped");
     if this.cluster.major() == 15 {
         end.amcheck();
     }

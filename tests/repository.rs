@@ -1,15 +1,22 @@
 //! One conformance suite for every backend, against real stores, and what each backend promises beyond it.
 
-use std::collections::BTreeMap;
+mod support;
+
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use walhold::codec::encode::ObjectSink;
+use walhold::error::Explain;
 use walhold::format::marker::CreateOnly;
 use walhold::format::{Digest, ObjectKey};
 use walhold::repository::{
     Naming, Patience, Published, Repository, RepositoryError, RepositorySettings, StoredObject, init,
 };
+
+use support::cloud_emulators::{Azurite, GcsEmulator};
+use support::fault_proxy::{Fault, FaultProxy};
+use support::gcs_gateway::Reports;
+use support::stores::{Conditions, S3Server, SECRET_KEY, directory, s3_settings};
 
 const PATIENCE: Patience = Patience::PerRequest(Duration::from_secs(30));
 
@@ -267,12 +274,6 @@ fn keeps_both_tails(repository: &Repository) {
     assert_eq!(repository.read(&first).unwrap(), b"tail of one standby");
 }
 
-fn directory(root: &Path, options: &[(&str, &str)]) -> RepositorySettings {
-    let options: BTreeMap<_, _> =
-        options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    RepositorySettings { url: format!("file://{}", root.display()), options }
-}
-
 /// Every name below a directory, hidden ones included, folders left out.
 fn files_below(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
@@ -405,4 +406,276 @@ fn a_truncated_file_is_damaged_and_a_folder_is_no_object() {
     ] {
         assert!(matches!(error, RepositoryError::Damaged { .. }), "{error}");
     }
+}
+
+#[test]
+fn s3_conforms() {
+    let server = S3Server::start(Conditions::Enforced);
+    conformance(&server.settings("some/prefix"), CreateOnly::Enforced);
+    assert_eq!(unpublished_files(&server), Vec::<String>::new());
+}
+
+#[test]
+fn s3_without_prefix_conforms() {
+    let server = S3Server::start(Conditions::Enforced);
+    conformance(&server.settings(""), CreateOnly::Enforced);
+}
+
+#[test]
+fn s3_that_replaces_silently_conforms() {
+    let server = S3Server::start(Conditions::Ignored);
+    conformance(&server.settings("some/prefix"), CreateOnly::Suffixed);
+    assert_eq!(unpublished_files(&server), Vec::<String>::new());
+    names_carry_digests(&server);
+}
+
+/// Temporary objects, and parts of uploads that were neither completed nor aborted.
+fn unpublished_files(server: &S3Server) -> Vec<String> {
+    let root = server.bucket_directory();
+    let mut files = files_below(root.parent().unwrap());
+    files.retain(|name| name.contains(".walhold-tmp/") || name.contains(".part-"));
+    files
+}
+
+fn names_carry_digests(server: &S3Server) {
+    let repository = Repository::open(&server.settings("some/prefix"), PATIENCE).unwrap();
+    let path = "main/wal/8/00000001/00000000/000000010000000000000009";
+    let object = created(&repository, path, Naming::ByStore, b"one server's");
+    assert_eq!(object.path, format!("{path}.{}", Digest::of(b"one server's").short()));
+    assert_eq!(repository.list("main/wal/8").unwrap(), [object.clone()]);
+    // Another server that looked before this one had written.
+    let other = format!("{path}.{}", Digest::of(b"another's").short());
+    created(&repository, &other, Naming::Unique, b"another's");
+    let error = repository.find(&key(path), Naming::ByStore).unwrap_err();
+    let text = error.to_string();
+    assert!(is_conflict(&error) && text.contains(&object.path) && text.contains(&other), "{text}");
+    assert!(is_conflict(&repository.find_and_read(&key(path), Naming::ByStore, 1).unwrap_err()));
+    assert_eq!(repository.read(&object).unwrap(), b"one server's");
+}
+
+/// An S3 repository behind a proxy, with an object in it.
+struct Behind {
+    proxy: FaultProxy,
+    repository: Repository,
+    object: StoredObject,
+    content: Vec<u8>,
+    server: S3Server,
+}
+
+fn behind_proxy() -> Behind {
+    let server = S3Server::start(Conditions::Enforced);
+    let proxy = FaultProxy::start(server.addr());
+    let settings = s3_settings(proxy.addr(), "pg");
+    init(&settings, PATIENCE).unwrap();
+    let repository = Repository::open(&settings, PATIENCE).unwrap();
+    let content = noise(300_000, 3);
+    let object = created(&repository, "main/x", Naming::ByStore, &content);
+    Behind { proxy, repository, object, content, server }
+}
+
+#[test]
+fn a_store_that_fails_a_few_times_is_asked_again() {
+    let store = behind_proxy();
+    for fault in [
+        Fault::Status(500),
+        Fault::Status(503),
+        Fault::Status(429),
+        Fault::ResetMidBody,
+        Fault::TruncateBody,
+        Fault::LoseAnswer,
+    ] {
+        let again = || store.proxy.set_first(2, fault);
+        again();
+        assert!(store.repository.read(&store.object).unwrap() == store.content, "{fault:?}");
+        assert_eq!(store.proxy.requests(), 3, "{fault:?}");
+        again();
+        let (found, _) =
+            store.repository.find_and_read(&key("main/x"), Naming::ByStore, 10).unwrap().unwrap();
+        assert_eq!(found, store.object);
+        again();
+        assert_eq!(store.repository.list("main").unwrap(), [store.object.clone()], "{fault:?}");
+        again();
+        let path = format!("main/{fault:?}");
+        let put = store.repository.put(&key(&path), Naming::ByStore, b"new").unwrap();
+        match put {
+            Published::Created => {}
+            // The first attempt did it and could not say so: the caller compares.
+            Published::Exists(object) => assert_eq!(store.repository.read(&object).unwrap(), b"new"),
+        }
+        again();
+        let object = store.repository.find(&key(&path), Naming::ByStore).unwrap().unwrap();
+        again();
+        store.repository.delete(&object).unwrap();
+        again();
+        store.repository.prove_present().unwrap();
+    }
+}
+
+#[test]
+fn a_large_object_survives_lost_answers_at_every_step() {
+    let store = behind_proxy();
+    let content = noise(26 << 20, 4);
+    for (number, pattern) in ["uploads", "partNumber=2", "uploadId", "main/large"].into_iter().enumerate() {
+        for (fault, naming) in [
+            (Fault::Status(503), Naming::ByStore),
+            (Fault::LoseAnswer, Naming::Unique),
+            (Fault::ResetMidBody, Naming::ByStore),
+        ] {
+            let path = format!("main/large-{number}-{fault:?}");
+            store.proxy.set_matching(pattern, 1, fault);
+            let published = stream(&store.repository, &path, naming, &content);
+            store.proxy.set(Fault::None);
+            if let Err(error) = &published {
+                panic!("{pattern} {fault:?}: {error}");
+            }
+            let object = store.repository.find(&key(&path), naming).unwrap().unwrap();
+            assert!(store.repository.read_range(&object, 0, content.len()).unwrap() == content);
+        }
+    }
+    let left: Vec<_> = unpublished_files(&store.server);
+    assert!(left.iter().all(|name| !name.contains(".walhold-tmp/")), "{left:?}");
+}
+
+#[test]
+fn patience_ends_whatever_the_store_does() {
+    let store = behind_proxy();
+    for fault in
+        [Fault::Refuse, Fault::HangMidBody, Fault::Status(503), Fault::Delay(Duration::from_secs(30))]
+    {
+        store.proxy.set(fault);
+        let begun = Instant::now();
+        let hurried = store.repository.with_patience(Patience::Until(begun + Duration::from_secs(2)));
+        let answers = [
+            hurried.read(&store.object).map(drop),
+            hurried.find(&key("main/x"), Naming::ByStore).map(drop),
+            hurried.put(&key("main/y"), Naming::ByStore, b"y").map(drop),
+            hurried.list("main").map(drop),
+            hurried.prove_present(),
+            hurried.delete(&store.object),
+            stream(&hurried, "main/z", Naming::Unique, &store.content).map(drop),
+        ];
+        assert!(begun.elapsed() < Duration::from_secs(3), "{fault:?} took {:?}", begun.elapsed());
+        for answer in answers {
+            let is_told = matches!(answer, Err(RepositoryError::Unreachable { .. }));
+            assert!(is_told, "{fault:?}: {answer:?}");
+        }
+        // The answer to an open must not be "no repository" either.
+        let patience = Patience::PerRequest(Duration::from_millis(300));
+        let error = Repository::open(&s3_settings(store.proxy.addr(), "pg"), patience).err().unwrap();
+        assert!(matches!(error, RepositoryError::Unreachable { .. }), "{fault:?}: {error}");
+    }
+    store.proxy.set(Fault::Refuse);
+    let hurried = store.repository.with_patience(Patience::PerRequest(Duration::from_millis(200)));
+    let text = hurried.read(&store.object).map(drop).unwrap_err().to_string();
+    assert!(text.ends_with(&format!("{}: Connection refused", store.proxy.addr())), "{text}");
+}
+
+#[test]
+fn a_hang_is_noticed_before_the_patience_is_over() {
+    let store = behind_proxy();
+    store.proxy.set_first(1, Fault::HangMidBody);
+    let begun = Instant::now();
+    assert!(store.repository.read(&store.object).unwrap() == store.content);
+    let took = begun.elapsed();
+    assert!((14..22).contains(&took.as_secs()), "took {took:?}");
+}
+
+#[test]
+fn a_refusal_is_not_repeated() {
+    let store = behind_proxy();
+    for fault in [Fault::Status(403), Fault::Status(401)] {
+        store.proxy.set(fault);
+        for answer in [
+            store.repository.read(&store.object).map(drop),
+            store.repository.find(&key("main/x"), Naming::ByStore).map(drop),
+            store.repository.put(&key("main/y"), Naming::ByStore, b"y").map(drop),
+            store.repository.list("main").map(drop),
+            store.repository.list_folders("main").map(drop),
+            store.repository.delete(&store.object),
+        ] {
+            assert!(matches!(answer, Err(RepositoryError::Denied { .. })), "{answer:?}");
+        }
+        assert_eq!(store.proxy.requests(), 6);
+    }
+    store.proxy.set(Fault::Status(403));
+    assert_eq!(
+        store.repository.read(&store.object).map(drop).unwrap_err().to_string(),
+        "read main/x: the store refuses: HTTP 403 AccessDenied: Injected by the test"
+    );
+}
+
+#[test]
+fn a_store_that_asks_for_time_gets_it() {
+    let store = behind_proxy();
+    store.proxy.set_first(1, Fault::StatusRetryAfter(429, 2));
+    let begun = Instant::now();
+    store.repository.prove_present().unwrap();
+    assert!((2..4).contains(&begun.elapsed().as_secs()), "took {:?}", begun.elapsed());
+}
+
+#[test]
+fn what_the_store_does_not_know_is_told_apart() {
+    let server = S3Server::start(Conditions::Enforced);
+    let mut settings = server.settings("pg");
+    let error = Repository::open(&settings, PATIENCE).err().unwrap();
+    assert_eq!(error.to_string(), "no walhold repository at s3://bucket/pg: walhold.json is not there");
+    init(&settings, PATIENCE).unwrap();
+    let repository = Repository::open(&settings, PATIENCE).unwrap();
+    // The bucket is deleted under an open repository.
+    std::fs::rename(server.bucket_directory(), server.bucket_directory().with_extension("away")).unwrap();
+    assert!(matches!(repository.prove_present(), Err(RepositoryError::NoMarker { .. })));
+    assert!(matches!(repository.list("main"), Err(RepositoryError::NoMarker { .. })));
+    std::fs::rename(server.bucket_directory().with_extension("away"), server.bucket_directory()).unwrap();
+    repository.prove_present().unwrap();
+
+    settings.url = "s3://other-bucket/pg".to_owned();
+    assert!(matches!(Repository::open(&settings, PATIENCE), Err(RepositoryError::NoMarker { .. })));
+
+    let mut wrong = server.settings("pg");
+    wrong.options.insert("secret_access_key".to_owned(), "falsch-falsch".to_owned());
+    let error = Repository::open(&wrong, PATIENCE).err().unwrap();
+    assert!(matches!(error, RepositoryError::Denied { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("s3:ListBucket"));
+    let text = format!("{error} {error:?} {wrong:?}");
+    assert!(!text.contains("falsch") && !text.contains(SECRET_KEY), "{text}");
+}
+
+#[test]
+fn a_store_that_refuses_conditions_is_used_without_them() {
+    let server = S3Server::start(Conditions::Enforced);
+    let mut settings = server.settings("pg");
+    settings.options.insert("conditional_put".to_owned(), "disabled".to_owned());
+    assert_eq!(init(&settings, PATIENCE).unwrap().create_only, CreateOnly::Suffixed);
+    let repository = Repository::open(&settings, PATIENCE).unwrap();
+    created(&repository, "main/x", Naming::ByStore, b"x");
+    assert!(matches!(repository.put(&key("main/x"), Naming::ByStore, b"y").unwrap(), Published::Exists(_)));
+}
+
+#[test]
+fn azure_conforms() {
+    let server = Azurite::start();
+    conformance(&server.settings("some/prefix"), CreateOnly::Enforced);
+}
+
+#[test]
+fn google_conforms() {
+    let server = GcsEmulator::start(Reports::Md5);
+    conformance(&server.settings("some/prefix"), CreateOnly::Enforced);
+}
+
+#[test]
+fn a_store_that_reports_no_digest_is_read_back() {
+    let server = GcsEmulator::start(Reports::Nothing);
+    conformance(&server.settings("some/prefix"), CreateOnly::Enforced);
+}
+
+#[test]
+fn what_a_store_kept_wrongly_is_sent_again() {
+    let server = GcsEmulator::start(Reports::WrongContentOnce);
+    let settings = server.settings("pg");
+    init(&settings, PATIENCE).unwrap();
+    let repository = Repository::open(&settings, PATIENCE).unwrap();
+    let content = noise(5000, 8);
+    let object = created(&repository, "main/x", Naming::ByStore, &content);
+    assert_eq!(repository.read(&object).unwrap(), content);
 }

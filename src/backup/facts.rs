@@ -294,7 +294,7 @@ fn external_file(file: &Path, pgdata: &Path) -> Option<PathBuf> {
 }
 
 /// `glibc 2.36`: what the collations of the server depend on, if it runs on this machine's libraries.
-fn glibc_version() -> Option<String> {
+pub(crate) fn glibc_version() -> Option<String> {
     let output = Command::new("getconf").arg("GNU_LIBC_VERSION").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let version = text.trim().strip_prefix("glibc ")?;

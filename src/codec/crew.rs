@@ -89,7 +89,9 @@ where
             }
         }
         self.submitted += 1;
-        self.jobs.send((self.submitted - 1, job)).map_err(|_| CrewError("the worker threads ended".to_owned()))
+        self.jobs
+            .send((self.submitted - 1, job))
+            .map_err(|_| CrewError("the worker threads ended".to_owned()))
     }
 
     fn start_worker(&self) -> std::io::Result<()> {

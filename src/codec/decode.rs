@@ -56,7 +56,8 @@ impl ObjectSource for WithPrefix<'_> {
             // Reading from front to back asks once: hand the bytes over instead of copying them.
             return Ok(std::mem::take(&mut *first));
         }
-        let available = usize::try_from(offset).ok().and_then(|offset| first.get(offset..)).unwrap_or_default();
+        let available =
+            usize::try_from(offset).ok().and_then(|offset| first.get(offset..)).unwrap_or_default();
         if available.is_empty() {
             drop(first);
             return self.rest.read_range(offset, length);
@@ -117,7 +118,8 @@ pub fn read_tail(
         if bytes.len() == length { Ok(bytes) } else { Err(damaged(expected.key, "it is cut off")) }
     };
     let mut tail = read(tail_offset, tail_length as usize)?;
-    let footer = tail.last_chunk::<FOOTER_SIZE>().ok_or_else(|| damaged(expected.key, cut_off(stored_length)))?;
+    let footer =
+        tail.last_chunk::<FOOTER_SIZE>().ok_or_else(|| damaged(expected.key, cut_off(stored_length)))?;
     let footer = Footer::parse(footer, stored_length).map_err(|error| refuse(expected.key, error))?;
     let end = match footer.index_offset.checked_sub(tail_offset) {
         Some(begin) => tail.split_off(begin as usize),
@@ -127,7 +129,8 @@ pub fn read_tail(
             [missing, tail.split_off(0)].concat()
         }
     };
-    let (index_frame, footer) = split_end(&end, stored_length).map_err(|error| refuse(expected.key, error))?;
+    let (index_frame, footer) =
+        split_end(&end, stored_length).map_err(|error| refuse(expected.key, error))?;
     let header = index_frame.get(FRAME_HEADER_SIZE..FRAME_HEADER_SIZE + footer.header_length as usize);
     let header = header.ok_or_else(|| damaged(expected.key, "the index is cut off"))?;
     let plan = OpenPlan::new(header, expected, keys)?;
@@ -190,7 +193,14 @@ pub fn decode_with_workers(
             move || OpenWorker { plan: plan.clone(), opener: None }
         };
         let mut crew = Crew::new(scope, workers, make_worker.clone());
-        let mut delivery = Delivery { key: expected.key, plan: &plan, digest, chunks: Vec::new(), spare: Vec::new(), deliver };
+        let mut delivery = Delivery {
+            key: expected.key,
+            plan: &plan,
+            digest,
+            chunks: Vec::new(),
+            spare: Vec::new(),
+            deliver,
+        };
         let mut chunks = StoredChunks { stream, key: expected.key, number: 0, index_length: None };
 
         // The last chunk is held back: if it is the only one, no thread is worth starting.
@@ -260,7 +270,8 @@ impl StoredChunks<'_, '_> {
         let frame: [u8; FRAME_HEADER_SIZE] = self.stream.take_array().map_err(failed)?;
         match Frame::parse(&frame).map_err(|error| refuse(self.key, error))? {
             Frame::ChunkPrefix => {
-                let rest: [u8; CHUNK_PREFIX_SIZE - FRAME_HEADER_SIZE] = self.stream.take_array().map_err(failed)?;
+                let rest: [u8; CHUNK_PREFIX_SIZE - FRAME_HEADER_SIZE] =
+                    self.stream.take_array().map_err(failed)?;
                 let mut prefix = [0; CHUNK_PREFIX_SIZE];
                 prefix[..FRAME_HEADER_SIZE].copy_from_slice(&frame);
                 prefix[FRAME_HEADER_SIZE..].copy_from_slice(&rest);
@@ -282,7 +293,9 @@ impl StoredChunks<'_, '_> {
     /// Everything from the index frame on.
     fn end(mut self) -> Result<Vec<u8>, DecodeError> {
         let failed = |error: StreamError| error.into_decode_error(self.key);
-        let Some((frame, length)) = self.index_length else { return Err(damaged(self.key, "it has no index")) };
+        let Some((frame, length)) = self.index_length else {
+            return Err(damaged(self.key, "it has no index"));
+        };
         let rest = (length - FRAME_HEADER_SIZE) + FOOTER_SIZE;
         if self.stream.remaining() != rest as u64 {
             return Err(damaged(self.key, "it is cut off, or something follows it"));
@@ -324,7 +337,13 @@ impl Worker<Job, Opened> for OpenWorker {
         let result = opener.and_then(|opener| opener.open_chunk(number, prefix, &payload, &mut plaintext));
         let size = self.plan.regular_chunk_size().filter(|_| result.is_ok());
         let subtree = size.map(|size| Subtree::of(number, size, &plaintext));
-        Opened { number, stored: CHUNK_PREFIX_SIZE as u32 + prefix.payload_length, plaintext, subtree, result }
+        Opened {
+            number,
+            stored: CHUNK_PREFIX_SIZE as u32 + prefix.payload_length,
+            plaintext,
+            subtree,
+            result,
+        }
     }
 }
 
@@ -427,7 +446,8 @@ impl ChunkOpener {
             chunk_size: 0,
         };
         let encoded = header.encode();
-        let encoded = encoded.ok_or_else(|| damaged(&pack.key, "no pack has a header like the one recorded for it"))?;
+        let encoded =
+            encoded.ok_or_else(|| damaged(&pack.key, "no pack has a header like the one recorded for it"))?;
         let plan = OpenPlan::with_header(header, &encoded, &pack.key, keys)?;
         let opener = PartOpener::new(&plan).map_err(|problem| damaged(&pack.key, problem))?;
         Ok(ChunkOpener { key: pack.key.clone(), opener })

@@ -137,8 +137,7 @@ impl Worker<Job, Sealed> for SealWorker {
             Some(sealer) => Ok(sealer),
             None => ChunkSealer::new(&self.plan).map(|sealer| self.sealer.insert(sealer)),
         };
-        let result =
-            sealer.and_then(|sealer| sealer.seal_chunk(job.number, &job.plaintext, &mut job.stored));
+        let result = sealer.and_then(|sealer| sealer.seal_chunk(job.number, &job.plaintext, &mut job.stored));
         Sealed { job, subtree, result }
     }
 }
@@ -197,11 +196,7 @@ impl Assembly<'_> {
         EncodeError::Codec { key: self.key.to_string(), problem: problem.into() }
     }
 
-    fn read_chunk(
-        &mut self,
-        source: &mut impl ChunkSource,
-        number: u32,
-    ) -> Result<(Job, bool), EncodeError> {
+    fn read_chunk(&mut self, source: &mut impl ChunkSource, number: u32) -> Result<(Job, bool), EncodeError> {
         let mut job = self.spare.pop().unwrap_or_else(|| Job {
             number,
             plaintext: Vec::with_capacity(CHUNK_SIZE),
@@ -258,15 +253,29 @@ impl<K: ObjectSink> ObjectWriter<K> {
         facts: &ObjectFacts,
         key: &ObjectKey,
         sealing: &Sealing,
-        mut sink: K,
+        sink: K,
     ) -> Result<Self, EncodeError> {
+        let plan = SealPlan::new(facts, key, sealing, 0);
+        let plan = plan.map_err(|problem| EncodeError::Codec { key: key.to_string(), problem })?;
+        ObjectWriter::with_plan(plan, key, sink)
+    }
+
+    /// [`ObjectWriter::new`] with header and salt decided.
+    pub(super) fn with_plan(plan: SealPlan, key: &ObjectKey, mut sink: K) -> Result<Self, EncodeError> {
         let codec = |problem| EncodeError::Codec { key: key.to_string(), problem };
-        let plan = SealPlan::new(facts, key, sealing, 0).map_err(codec)?;
         let sealer = ChunkSealer::new(&plan).map_err(codec)?;
         sink.write(plan.header()).map_err(EncodeError::Sink)?;
         let layout = Layout { stored_length: plan.header().len() as u64, ..Layout::default() };
         let stored = Vec::with_capacity(compressed_bound(CHUNK_SIZE) + 64);
-        Ok(ObjectWriter { sink, key: key.clone(), plan, sealer, layout, digest: blake3::Hasher::new(), stored })
+        Ok(ObjectWriter {
+            sink,
+            key: key.clone(),
+            plan,
+            sealer,
+            layout,
+            digest: blake3::Hasher::new(),
+            stored,
+        })
     }
 
     fn codec_problem(&self, problem: String) -> EncodeError {

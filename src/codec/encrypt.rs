@@ -211,7 +211,8 @@ impl ObjectCipher {
         buffer: &mut [u8],
     ) -> Result<[u8; TAG_SIZE], String> {
         let associated = self.associated_with(public);
-        let tag = self.cipher.encrypt_inout_detached(&nonce(domain, number).into(), &associated, buffer.into());
+        let tag =
+            self.cipher.encrypt_inout_detached(&nonce(domain, number).into(), &associated, buffer.into());
         tag.map(Into::into).map_err(|_| "AES-GCM refused the input".to_owned())
     }
 
@@ -232,7 +233,11 @@ impl ObjectCipher {
     }
 
     fn associated_with(&self, public: &[u8]) -> std::borrow::Cow<'_, [u8]> {
-        if public.is_empty() { self.associated.as_slice().into() } else { [&self.associated, public].concat().into() }
+        if public.is_empty() {
+            self.associated.as_slice().into()
+        } else {
+            [&self.associated, public].concat().into()
+        }
     }
 }
 
@@ -267,7 +272,11 @@ mod tests {
     #[test]
     fn what_is_not_a_key_is_refused() {
         let problem = |text: &str| MasterKey::parse(text).unwrap_err().to_string();
-        let length = |n| format!("an encryption key has 32 bytes (64 hexadecimal digits or 44 of base64), this one has {n}");
+        let length = |n| {
+            format!(
+                "an encryption key has 32 bytes (64 hexadecimal digits or 44 of base64), this one has {n}"
+            )
+        };
         assert_eq!(problem(&HEX[2..]), length(31));
         assert_eq!(problem(&format!("{HEX}00")), length(33));
         assert_eq!(problem("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHg=="), length(31));
@@ -281,7 +290,11 @@ mod tests {
             "A",
             "\u{e9}",
         ] {
-            assert_eq!(problem(text), "an encryption key is 64 hexadecimal digits or 44 characters of base64", "{text:?}");
+            assert_eq!(
+                problem(text),
+                "an encryption key is 64 hexadecimal digits or 44 characters of base64",
+                "{text:?}"
+            );
         }
     }
 
@@ -320,9 +333,21 @@ mod tests {
         assert!(!opens(&cipher, (Domain::Index, 1), b"public"));
         assert!(!opens(&cipher, (Domain::Chunk, 1), b""));
         let moved = ObjectKey::from_listing("main/wal/2");
-        assert!(!opens(&ObjectCipher::new(&master, &[7; 32], b"header", &moved), (Domain::Chunk, 1), b"public"));
-        assert!(!opens(&ObjectCipher::new(&master, &[8; 32], b"header", &key), (Domain::Chunk, 1), b"public"));
-        assert!(!opens(&ObjectCipher::new(&master, &[7; 32], b"Header", &key), (Domain::Chunk, 1), b"public"));
+        assert!(!opens(
+            &ObjectCipher::new(&master, &[7; 32], b"header", &moved),
+            (Domain::Chunk, 1),
+            b"public"
+        ));
+        assert!(!opens(
+            &ObjectCipher::new(&master, &[8; 32], b"header", &key),
+            (Domain::Chunk, 1),
+            b"public"
+        ));
+        assert!(!opens(
+            &ObjectCipher::new(&master, &[7; 32], b"Header", &key),
+            (Domain::Chunk, 1),
+            b"public"
+        ));
         let other = MasterKey::generate().unwrap();
         assert!(!opens(&ObjectCipher::new(&other, &[7; 32], b"header", &key), (Domain::Chunk, 1), b"public"));
     }

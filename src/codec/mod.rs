@@ -8,6 +8,8 @@ mod crew;
 pub mod decode;
 pub mod encode;
 pub mod encrypt;
+#[cfg(test)]
+mod golden;
 mod open;
 mod seal;
 mod stored_stream;

@@ -94,7 +94,10 @@ fn compare_facts(facts: &ObjectFacts, expected: &Expected<'_>) -> Result<(), Dec
     if facts.system_identifier != wanted.system_identifier {
         return Err(DecodeError::OtherCluster {
             key: expected.key.to_string(),
-            problem: format!("its system identifier is {}, not {}", facts.system_identifier, wanted.system_identifier),
+            problem: format!(
+                "its system identifier is {}, not {}",
+                facts.system_identifier, wanted.system_identifier
+            ),
         });
     }
     match (facts.segment_size, wanted.segment_size) {

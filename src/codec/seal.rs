@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use crate::format::envelope::{
     CHUNK_PREFIX_SIZE, ChunkLengths, ChunkPrefix, Footer, Header, MAX_INDEX_SIZE, MAX_NAME_LENGTH,
-    ObjectFacts, TAG_SIZE, chunk_checksum, encode_footer_secret, encode_index, encode_index_frame, header_crc,
+    ObjectFacts, TAG_SIZE, chunk_checksum, encode_footer_secret, encode_index, encode_index_frame,
+    header_crc,
 };
 use crate::format::{Digest, ObjectKey};
 
@@ -36,7 +37,8 @@ impl SealPlan {
     ) -> Result<SealPlan, String> {
         let mut salt = [0; 32];
         if sealing.key.is_some() {
-            getrandom::fill(&mut salt).map_err(|error| format!("read random bytes from the system: {error}"))?;
+            getrandom::fill(&mut salt)
+                .map_err(|error| format!("read random bytes from the system: {error}"))?;
         }
         SealPlan::with_salt(facts, key, sealing, chunk_size, salt)
     }
@@ -51,7 +53,8 @@ impl SealPlan {
     ) -> Result<SealPlan, String> {
         let key_id = sealing.key.as_ref().map(|key| key.id());
         let header =
-            Header { facts: facts.clone(), compression: sealing.compression, key_id, salt, chunk_size }.encode();
+            Header { facts: facts.clone(), compression: sealing.compression, key_id, salt, chunk_size }
+                .encode();
         let header = header.ok_or_else(|| {
             format!(
                 "its name must have 1 to {MAX_NAME_LENGTH} bytes and its compression level lie in {:?}",
@@ -114,7 +117,12 @@ impl ChunkSealer {
     }
 
     /// Everything after the chunks: index frame and footer.
-    pub(super) fn seal_end(&mut self, layout: &Layout, digest: Digest, content: &[u8]) -> Result<Vec<u8>, String> {
+    pub(super) fn seal_end(
+        &mut self,
+        layout: &Layout,
+        digest: Digest,
+        content: &[u8],
+    ) -> Result<Vec<u8>, String> {
         let index = encode_index(&layout.chunks, content);
         if index.len() > MAX_INDEX_SIZE {
             return Err(format!("its index has {} bytes; at most {MAX_INDEX_SIZE} are allowed", index.len()));

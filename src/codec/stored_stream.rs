@@ -1,23 +1,26 @@
 //! A stored object read once, front to back, in large ranges, one of them ahead of the reader.
 //!
 //! In: an [`ObjectSource`]. Out: pieces of any length, in order. A piece shares the range that it lies in, so
-//! nothing is copied but what straddles two ranges. Lengths are checked against what is left of the object before
-//! anything is allocated.
+//! nothing is copied but what straddles two ranges. At most two ranges are in memory: one is not read before all
+//! pieces of the last but one are gone. Lengths are checked against what is left of the object before anything is
+//! allocated.
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, Scope};
 
 use super::decode::{DecodeError, ObjectSource};
 use super::encode::SinkError;
 
 /// Bytes per read: large enough that a store's latency is paid seldom, small enough for two of them in memory.
-pub(super) const READ_SIZE: usize = 4 << 20;
+const READ_SIZE: usize = 4 << 20;
+/// Ranges in memory: one whose chunks are being decoded, one on its way.
+const RANGES: usize = 2;
 
 /// Consecutive bytes of an object.
 pub(super) struct Piece {
-    block: Arc<Vec<u8>>,
+    block: Arc<Block>,
     begin: usize,
     end: usize,
 }
@@ -26,7 +29,7 @@ impl Deref for Piece {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.block.get(self.begin..self.end).unwrap_or_default()
+        self.block.bytes.get(self.begin..self.end).unwrap_or_default()
     }
 }
 
@@ -48,22 +51,39 @@ impl StreamError {
     }
 }
 
-type Block = Result<Vec<u8>, SinkError>;
+/// A range in memory.
+#[derive(Default)]
+struct Block {
+    bytes: Vec<u8>,
+    /// Dropped with the last piece: lets the next range be read.
+    _permit: Option<Permit>,
+}
+
+struct Permit(Sender<()>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        // The reading thread may have ended, and then needs none.
+        let _ = self.0.send(());
+    }
+}
+
+type ReadResult = Result<Vec<u8>, SinkError>;
 
 enum Blocks<'env> {
     /// Read when asked for: objects of one range.
     Direct(&'env dyn ObjectSource),
-    /// Read ahead by a thread.
-    Ahead(Receiver<Block>),
+    /// Read ahead by a thread, as permits come back to it.
+    Ahead { ranges: Receiver<ReadResult>, permits: Sender<()> },
 }
 
 /// See the module.
 pub(super) struct StoredStream<'env> {
     blocks: Blocks<'env>,
-    current: Arc<Vec<u8>>,
+    current: Arc<Block>,
     position: usize,
     /// The range after `current`, if it was seen to be there.
-    arrived: Option<Block>,
+    arrived: Option<ReadResult>,
     /// Bytes after `current`.
     unread: u64,
 }
@@ -77,11 +97,14 @@ impl<'env> StoredStream<'env> {
         let blocks = if length <= READ_SIZE as u64 {
             Blocks::Direct(source)
         } else {
-            // Nothing is buffered: the thread waits with one range in its hands.
-            let (sender, receiver) = sync_channel::<Block>(0);
+            let (sender, ranges) = channel::<ReadResult>();
+            let (permits, wait_for_permit) = channel();
+            for _ in 0..RANGES {
+                let _ = permits.send(());
+            }
             let read_ahead = move || {
                 let mut offset = 0;
-                while offset < length {
+                while offset < length && wait_for_permit.recv().is_ok() {
                     let size = (length - offset).min(READ_SIZE as u64) as usize;
                     let block = source.read_range(offset, size);
                     let failed = block.is_err();
@@ -93,28 +116,33 @@ impl<'env> StoredStream<'env> {
             };
             let spawned = Builder::new().name("read-ahead".to_owned()).spawn_scoped(scope, read_ahead);
             spawned.map_err(|error| StreamError::Thread(format!("start a thread: {error}")))?;
-            Blocks::Ahead(receiver)
+            Blocks::Ahead { ranges, permits }
         };
         Ok(StoredStream { blocks, current: Arc::default(), position: 0, arrived: None, unread: length })
     }
 
     /// Bytes of the object that were not taken yet.
     pub(super) fn remaining(&self) -> u64 {
-        (self.current.len() - self.position) as u64 + self.unread
+        self.here().len() as u64 + self.unread
+    }
+
+    /// What is left of the current range.
+    fn here(&self) -> &[u8] {
+        self.current.bytes.get(self.position..).unwrap_or_default()
     }
 
     /// The next `N` bytes without taking them, if they lie in one range that is here.
     pub(super) fn peek<const N: usize>(&self) -> Option<&[u8; N]> {
-        self.current.get(self.position..)?.first_chunk()
+        self.here().first_chunk()
     }
 
     /// True if taking the next `length` bytes means waiting for the store.
     pub(super) fn must_wait(&mut self, length: usize) -> bool {
-        if self.current.len() - self.position >= length || self.unread == 0 {
+        if self.here().len() >= length || self.unread == 0 {
             return false;
         }
-        if let (Blocks::Ahead(receiver), None) = (&self.blocks, &self.arrived) {
-            self.arrived = receiver.try_recv().ok();
+        if let (Blocks::Ahead { ranges, .. }, None) = (&self.blocks, &self.arrived) {
+            self.arrived = ranges.try_recv().ok();
         }
         self.arrived.is_none()
     }
@@ -124,25 +152,25 @@ impl<'env> StoredStream<'env> {
         if length as u64 > self.remaining() {
             return Err(StreamError::Short);
         }
-        if self.position == self.current.len() && length > 0 {
+        if self.here().is_empty() && length > 0 {
             self.next_block()?;
         }
-        if self.current.len() - self.position >= length {
+        if self.here().len() >= length {
             let begin = self.position;
             self.position += length;
             return Ok(Piece { block: Arc::clone(&self.current), begin, end: begin + length });
         }
         let mut joined = Vec::with_capacity(length);
         while joined.len() < length {
-            if self.position == self.current.len() {
+            if self.here().is_empty() {
                 self.next_block()?;
             }
-            let rest = self.current.get(self.position..).unwrap_or_default();
+            let rest = self.here();
             let part = rest.get(..length - joined.len()).unwrap_or(rest);
             joined.extend_from_slice(part);
             self.position += part.len();
         }
-        Ok(Piece { block: Arc::new(joined), begin: 0, end: length })
+        Ok(Piece { block: Arc::new(Block { bytes: joined, _permit: None }), begin: 0, end: length })
     }
 
     /// The next `N` bytes by value.
@@ -153,20 +181,26 @@ impl<'env> StoredStream<'env> {
 
     fn next_block(&mut self) -> Result<(), StreamError> {
         let size = self.unread.min(READ_SIZE as u64) as usize;
-        let block = match (self.arrived.take(), &self.blocks) {
-            (Some(block), _) => block,
+        // The permit of the range that was used up must be on its way back before the next one is waited for.
+        self.current = Arc::default();
+        self.position = 0;
+        let bytes = match (self.arrived.take(), &self.blocks) {
+            (Some(bytes), _) => bytes,
             (None, Blocks::Direct(source)) => source.read_range(0, size),
-            (None, Blocks::Ahead(receiver)) => {
-                receiver.recv().map_err(|_| StreamError::Thread("the reading thread died".to_owned()))?
+            (None, Blocks::Ahead { ranges, .. }) => {
+                ranges.recv().map_err(|_| StreamError::Thread("the reading thread died".to_owned()))?
             }
         };
-        let block = block.map_err(StreamError::Source)?;
-        if block.len() != size || size == 0 {
+        let bytes = bytes.map_err(StreamError::Source)?;
+        if bytes.len() != size || size == 0 {
             return Err(StreamError::Short);
         }
+        let permit = match &self.blocks {
+            Blocks::Direct(_) => None,
+            Blocks::Ahead { permits, .. } => Some(Permit(permits.clone())),
+        };
         self.unread -= size as u64;
-        self.position = 0;
-        self.current = Arc::new(block);
+        self.current = Arc::new(Block { bytes, _permit: permit });
         Ok(())
     }
 }

@@ -4,14 +4,13 @@
 //! 2. print what was found
 //! 3. fail if the store has become less than the repository relies on
 
-use std::io::Write;
-
 use serde::Serialize;
 
 use crate::config::Config;
 use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
 use crate::format::marker::CreateOnly;
+use crate::output::{print, print_json};
 use crate::repository::{self, InitReport, Patience};
 
 /// Create the repository and probe its store
@@ -36,17 +35,19 @@ struct InitOutput<'a> {
 
 /// Runs the command.
 pub fn run(args: InitArgs, config: &Config) -> Result<Outcome, Failure> {
+    config.require_repository()?;
     let patience = Patience::PerRequest(config.wal.push_deadline);
     let report = repository::init(&config.repository, patience)?;
     let url = repository::display_url(&config.repository);
-    let text = if args.json { as_json(&url, &report)? } else { as_text(&url, &report) };
-    // The work is done: a reader that went away does not undo it.
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    match args.json {
+        true => print_json(&output(&url, &report))?,
+        false => print(&as_text(&url, &report))?,
+    }
     check_promise(&url, &report)
 }
 
-fn as_json(url: &str, report: &InitReport) -> Result<String, Failure> {
-    let output = InitOutput {
+fn output<'a>(url: &'a str, report: &'a InitReport) -> InitOutput<'a> {
+    InitOutput {
         repository: url,
         repository_id: &report.marker.repository_id,
         format_version: report.marker.format_version,
@@ -54,10 +55,7 @@ fn as_json(url: &str, report: &InitReport) -> Result<String, Failure> {
         created_at: report.marker.created,
         create_only: report.marker.create_only,
         create_only_now: report.create_only,
-    };
-    let text = serde_json::to_string_pretty(&output)
-        .map_err(|error| Failure::new(Cause::Internal, format!("print init's report: {error}")))?;
-    Ok(text + "\n")
+    }
 }
 
 fn as_text(url: &str, report: &InitReport) -> String {
@@ -114,11 +112,11 @@ mod tests {
              create-only: the store refuses to replace objects: names are plain\n"
         );
         assert_eq!(
-            as_json("file:///srv/walhold", &report).unwrap(),
+            serde_json::to_string_pretty(&output("file:///srv/walhold", &report)).unwrap(),
             "{\n  \"repository\": \"file:///srv/walhold\",\n  \"repository_id\": \
              \"0123456789abcdef0123456789abcdef\",\n  \"format_version\": 1,\n  \"created\": false,\n  \
              \"created_at\": \"2026-11-20T22:46:13Z\",\n  \"create_only\": \"enforced\",\n  \
-             \"create_only_now\": \"enforced\"\n}\n"
+             \"create_only_now\": \"enforced\"\n}"
         );
     }
 

@@ -3,7 +3,7 @@
 //! 1. Render one page for walhold and one per command.
 //! 2. Print the one that was asked for, or write all of them into a directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cli;
 use crate::error::{Failure, system_words};
@@ -25,15 +25,7 @@ pub struct ManArgs {
 pub fn run(args: &ManArgs) -> Result<Outcome, Failure> {
     let pages = pages()?;
     if let Some(directory) = &args.out_dir {
-        for (name, text) in &pages {
-            let path = directory.join(name);
-            std::fs::write(&path, text).map_err(|error| {
-                Failure::new(
-                    Cause::FileUnusable,
-                    format!("write {}: {}", path.display(), system_words(&error)),
-                )
-            })?;
-        }
+        write_all(&pages, directory)?;
         return Ok(Outcome::Done);
     }
     let wanted = match &args.command {
@@ -45,6 +37,18 @@ pub fn run(args: &ManArgs) -> Result<Outcome, Failure> {
         None => return Err(Failure::new(Cause::Usage, format!("there is no manual page {wanted}"))),
     }
     Ok(Outcome::Done)
+}
+
+fn write_all(pages: &[(String, String)], directory: &Path) -> Result<(), Failure> {
+    let failed = |path: &Path, error: std::io::Error| {
+        Failure::new(Cause::FileUnusable, format!("write {}: {}", path.display(), system_words(&error)))
+    };
+    std::fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
+    for (name, text) in pages {
+        let path = directory.join(name);
+        std::fs::write(&path, text).map_err(|error| failed(&path, error))?;
+    }
+    Ok(())
 }
 
 /// File name and text of every page.

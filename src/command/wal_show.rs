@@ -52,7 +52,10 @@ pub fn run(args: WalShowArgs, config: &Config) -> Result<Outcome, Failure> {
 
 fn print_listing(listing: &ArchiveListing) -> Result<(), Failure> {
     if listing.systems.is_empty() {
-        print_line(&format!("nothing is archived under the name {} in {}", listing.cluster, listing.repository))?;
+        print_line(&format!(
+            "nothing is archived under the name {} in {}",
+            listing.cluster, listing.repository
+        ))?;
     }
     for system in &listing.systems {
         print(&render_system(listing, system))?;

@@ -64,7 +64,7 @@ pub enum ConfigError {
         /// Where it stands.
         origin: Origin,
         /// What may have been meant.
-        suggestion: Option<&'static str>,
+        suggestion: Option<String>,
     },
     /// No setting has this variable.
     #[error("unknown environment variable {name}")]
@@ -72,7 +72,7 @@ pub enum ConfigError {
         /// The variable.
         name: String,
         /// What may have been meant.
-        suggestion: Option<&'static str>,
+        suggestion: Option<String>,
     },
     /// The value does not fit.
     #[error("setting {key} ({origin}): {problem}")]

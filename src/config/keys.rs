@@ -19,6 +19,7 @@ use crate::codec::encrypt::KeyError;
 use crate::codec::{KeyRing, MasterKey};
 use crate::error::{Explain, Failure, system_words};
 use crate::exit_status::Cause;
+use crate::interrupt;
 
 /// A key file or a command's output larger than this is something else.
 const MOST_BYTES: u64 = 4096;
@@ -72,6 +73,9 @@ pub enum KeySourceError {
         /// How it ended and what it said on standard error.
         problem: String,
     },
+    /// A signal came while the command ran.
+    #[error("run encryption.key_command: interrupted by {0}")]
+    Interrupted(nix::sys::signal::Signal),
     /// The command printed no key.
     #[error("read what encryption.key_command printed: {problem}")]
     NoKeyFromCommand {
@@ -84,6 +88,7 @@ impl Explain for KeySourceError {
     fn exit_cause(&self) -> Cause {
         match self {
             KeySourceError::File { .. } | KeySourceError::Command { .. } => Cause::Key,
+            KeySourceError::Interrupted(_) => Cause::Interrupted,
             KeySourceError::Open { .. }
             | KeySourceError::Owner { .. }
             | KeySourceError::NoKeyInFile { .. }
@@ -105,6 +110,7 @@ impl Explain for KeySourceError {
                 "run it by hand as the user that runs walhold; it must print the key within 30 seconds"
                     .to_owned(),
             ),
+            KeySourceError::Interrupted(_) => None,
             KeySourceError::NoKeyFromCommand { .. } => Some(
                 "it must print one key per line, as walhold keygen prints them, and nothing else".to_owned(),
             ),
@@ -167,8 +173,10 @@ fn parse_key(text: &[u8]) -> Result<MasterKey, KeyError> {
 }
 
 fn keys_from_command(command: &str, deadline: Duration) -> Result<Vec<MasterKey>, KeySourceError> {
-    let printed =
-        run_key_command(command, deadline).map_err(|problem| KeySourceError::Command { problem })?;
+    let printed = run_key_command(command, deadline).map_err(|problem| match interrupt::requested() {
+        Some(signal) => KeySourceError::Interrupted(signal),
+        None => KeySourceError::Command { problem },
+    })?;
     let lines = printed.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
     let keys: Result<Vec<_>, _> = lines.map(parse_key).collect();
     match keys {
@@ -196,8 +204,9 @@ fn run_key_command(command: &str, deadline: Duration) -> Result<Zeroizing<Vec<u8
     let said = read_aside(child.stderr.take());
     let status = wait_until(&mut child, until);
     let left = || until.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
-    let printed = printed.recv_timeout(left()).ok();
-    let (Some(status), Some(printed)) = (status, printed) else {
+    // A command that ended may have left a child behind that holds the pipe.
+    let ended = status.and_then(|status| Some((status, printed.recv_timeout(left()).ok()?)));
+    let Some((status, printed)) = ended else {
         end_group(&mut child);
         return Err(format!("it did not end within {} seconds", deadline.as_secs()));
     };
@@ -231,7 +240,9 @@ fn wait_until(child: &mut Child, until: Instant) -> Option<ExitStatus> {
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
-            Ok(None) if Instant::now() < until => std::thread::sleep(pause),
+            Ok(None) if Instant::now() < until && interrupt::requested().is_none() => {
+                std::thread::sleep(pause)
+            }
             Ok(None) | Err(_) => return None,
         }
         pause = (pause * 2).min(Duration::from_millis(20));

@@ -19,6 +19,10 @@ use super::schema::{
 };
 use super::suggest;
 use super::value::{Refusal, Value};
+use crate::error::{one_line, system_words};
+
+/// What our own variables begin with.
+const PREFIX: &str = "WALHOLD_";
 
 /// What the process was given.
 pub struct Sources {
@@ -102,7 +106,7 @@ fn collect_flags(sources: &Sources, effective: &mut Effective) -> Result<(), Con
 
 fn collect_variables(sources: &Sources, effective: &mut Effective) -> Result<(), ConfigError> {
     for (name, text) in &sources.variables {
-        if !name.as_bytes().starts_with(b"WALHOLD_") || name == CONFIG_VARIABLE {
+        if !name.as_bytes().starts_with(PREFIX.as_bytes()) || name == CONFIG_VARIABLE {
             continue;
         }
         let name = name.to_string_lossy();
@@ -140,11 +144,12 @@ fn is_foreign(name: &str) -> bool {
 }
 
 fn unknown_variable(name: &str) -> ConfigError {
-    let known = SETTINGS.into_iter().map(|setting| setting.variable).chain([CONFIG_VARIABLE]);
-    ConfigError::UnknownVariable {
-        name: name.escape_debug().to_string(),
-        suggestion: suggest::nearest(name, known),
-    }
+    // What all of them begin with says nothing about which one is meant.
+    let own_part = |name: &'static str| name.strip_prefix(PREFIX).unwrap_or(name);
+    let known = SETTINGS.into_iter().map(|setting| setting.variable).chain([CONFIG_VARIABLE]).map(own_part);
+    let wrong = name.strip_prefix(PREFIX).unwrap_or(name);
+    let suggestion = suggest::nearest(wrong, known).map(|near| format!("{PREFIX}{near}"));
+    ConfigError::UnknownVariable { name: one_line(name), suggestion }
 }
 
 /// The named file, which must exist, or the default one if it does.
@@ -170,7 +175,7 @@ fn read_file(sources: &Sources) -> Result<Option<(PathBuf, String)>, ConfigError
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(Some((path, text))),
         Err(error) if error.kind() == ErrorKind::NotFound && !must_exist => Ok(None),
-        Err(error) => Err(ConfigError::File { path, problem: crate::error::system_words(&error) }),
+        Err(error) => Err(ConfigError::File { path, problem: system_words(&error) }),
     }
 }
 
@@ -226,6 +231,7 @@ impl File<'_> {
                 let problem = format!("expected a table, [{key}], found {}", value.type_str());
                 return Err(ConfigError::Value { key: key.to_owned(), origin, problem });
             }
+            (None, DeValue::Table(_)) => return Err(unknown_table(key, origin)),
             (None, _) => return Err(unknown_key(key, origin)),
         };
         let read = setting.kind.read_toml(value);
@@ -260,16 +266,26 @@ impl File<'_> {
     }
 }
 
+fn unknown_table(key: &str, origin: Origin) -> ConfigError {
+    let sections =
+        SETTINGS.into_iter().filter_map(|setting| setting.key.split_once('.')).map(|(section, _)| section);
+    let suggestion =
+        suggest::nearest(key, sections.chain([OPTIONS_TABLE])).map(|section| format!("[{section}]"));
+    ConfigError::UnknownKey { key: one_line(key), origin, suggestion }
+}
+
 fn unknown_key(key: &str, origin: Origin) -> ConfigError {
-    let keys = || SETTINGS.into_iter().map(|setting| setting.key);
     // A key that stands in the wrong section is nearer than any misspelling.
     let name = key.rsplit('.').next().unwrap_or(key);
-    let misplaced = SETTINGS.into_iter().find(|setting| setting.name() == name).map(|setting| setting.key);
-    let suggestion = misplaced.or_else(|| suggest::nearest(key, keys())).or_else(|| {
-        let near = suggest::nearest(name, SETTINGS.into_iter().map(|setting| setting.name()))?;
-        SETTINGS.into_iter().find(|setting| setting.name() == near).map(|setting| setting.key)
-    });
-    ConfigError::UnknownKey { key: key.escape_debug().to_string(), origin, suggestion }
+    let by_name = |name: &str| SETTINGS.into_iter().find(|setting| setting.name() == name);
+    let suggestion = by_name(name)
+        .map(|setting| setting.key)
+        .or_else(|| suggest::nearest(key, SETTINGS.into_iter().map(|setting| setting.key)))
+        .or_else(|| {
+            let near = suggest::nearest(name, SETTINGS.into_iter().map(|setting| setting.name()))?;
+            by_name(near).map(|setting| setting.key)
+        });
+    ConfigError::UnknownKey { key: one_line(key), origin, suggestion: suggestion.map(str::to_owned) }
 }
 
 /// `PGDATA` and the like: weaker than anything said to walhold itself. Empty means unset, as in libpq.

@@ -19,7 +19,7 @@ pub use error::{ConfigError, Origin};
 pub use load::Sources;
 
 use self::load::{Effective, Found};
-use self::schema::{Fallback, SETTINGS, Setting};
+use self::schema::{Fallback, SETTINGS, Secrecy, Setting};
 use self::value::Value;
 use crate::codec::Compression;
 use crate::error::Failure;
@@ -167,79 +167,41 @@ impl Config {
     }
 
     fn from_effective(effective: Effective, sources: &Sources) -> Result<Config, ConfigError> {
-        let get = |setting: &'static Setting| effective.get(setting).map(|found| &found.value);
         keys::refuse_two_key_sources(&effective)?;
-        let text = |setting| match get(setting) {
-            Some(Value::Text(text)) => Some(text.clone()),
-            _ => None,
-        };
-        let path = |setting| match get(setting) {
-            Some(Value::Path(path)) => Some(path.clone()),
-            _ => None,
-        };
-        let duration = |setting| match get(setting) {
-            Some(Value::Duration(length)) => *length,
-            _ => Duration::ZERO,
-        };
-        let state_dir = path(&schema::STATE_DIR).unwrap_or_else(|| default_state_dir(sources));
-        let jobs = match get(&schema::JOBS) {
+        let state_dir = effective.path(&schema::STATE_DIR).unwrap_or_else(|| default_state_dir(sources));
+        let jobs = match effective.value(&schema::JOBS) {
             Some(Value::Number(jobs)) => usize::try_from(*jobs).unwrap_or(1),
             _ => std::thread::available_parallelism().map_or(1, usize::from).min(256),
         };
-        let table = shown_settings(&effective, &state_dir, jobs);
+        let options = effective.options.iter().map(|(key, (value, _))| (key.clone(), value.clone()));
         Ok(Config {
+            table: shown_settings(&effective, &state_dir, jobs),
             repository: RepositorySettings {
-                url: text(&schema::REPOSITORY_URL).unwrap_or_default(),
-                options: effective
-                    .options
-                    .iter()
-                    .map(|(key, (value, _))| (key.clone(), value.clone()))
-                    .collect(),
+                url: effective.text(&schema::REPOSITORY_URL).unwrap_or_default(),
+                options: options.collect(),
             },
-            cluster: match get(&schema::CLUSTER) {
+            cluster: match effective.value(&schema::CLUSTER) {
                 Some(Value::Cluster(name)) => name.clone(),
                 _ => ClusterName::default(),
             },
-            pgdata: path(&schema::PGDATA),
-            connection: ConnectionSettings { connection: text(&schema::CONNECTION) },
+            pgdata: effective.path(&schema::PGDATA),
+            connection: ConnectionSettings { connection: effective.text(&schema::CONNECTION) },
             state_dir,
-            compression: match (text(&schema::COMPRESSION_CODEC).as_deref(), get(&schema::COMPRESSION_LEVEL))
-            {
-                (Some("none"), _) => Compression::None,
-                (_, Some(Value::Number(level))) => Compression::Zstd(i32::try_from(*level).unwrap_or(1)),
-                _ => Compression::Zstd(1),
-            },
+            compression: effective.compression(),
             encryption: EncryptionSettings {
-                key_files: match get(&schema::KEY_FILE) {
+                key_files: match effective.value(&schema::KEY_FILE) {
                     Some(Value::Paths(paths)) => paths.clone(),
                     _ => Vec::new(),
                 },
-                key_command: text(&schema::KEY_COMMAND),
+                key_command: effective.text(&schema::KEY_COMMAND),
             },
             jobs,
-            rate_limit: match get(&schema::RATE_LIMIT) {
+            rate_limit: match effective.value(&schema::RATE_LIMIT) {
                 Some(Value::Bytes(bytes)) => Some(*bytes),
                 _ => None,
             },
-            wal: WalSettings {
-                push_deadline: duration(&schema::WAL_PUSH_DEADLINE),
-                fetch_deadline: duration(&schema::WAL_FETCH_DEADLINE),
-                history_deadline: duration(&schema::WAL_HISTORY_DEADLINE),
-                fetch_on_error: match text(&schema::WAL_FETCH_ON_ERROR).as_deref() {
-                    Some("abort") => FetchOnError::Abort,
-                    Some("absent") => FetchOnError::Absent,
-                    _ => FetchOnError::Auto,
-                },
-                allow_gap: matches!(get(&schema::WAL_ALLOW_GAP), Some(Value::Boolean(true))),
-            },
-            log: LogSettings {
-                format: match text(&schema::LOG_FORMAT).as_deref() {
-                    Some("json") => LogFormat::Json,
-                    _ => LogFormat::Text,
-                },
-                level: text(&schema::LOG_LEVEL).unwrap_or_default(),
-            },
-            table,
+            wal: effective.wal(),
+            log: effective.log(),
             file: effective.file,
         })
     }
@@ -276,6 +238,67 @@ impl Config {
     /// connection is left out: it may hold a password, and nothing that PostgreSQL runs needs it.
     pub fn carried_variables(&self) -> Vec<(&'static str, String)> {
         self.table.iter().filter_map(|setting| setting.carried.clone()).collect()
+    }
+}
+
+/// Values as the rest of walhold knows them. The schema's kinds and defaults make sure that each is there and of its
+/// type (see the test); what stands in for the impossible is the default.
+impl Effective {
+    fn value(&self, setting: &Setting) -> Option<&Value> {
+        self.get(setting).map(|found| &found.value)
+    }
+
+    fn text(&self, setting: &Setting) -> Option<String> {
+        match self.value(setting) {
+            Some(Value::Text(text)) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    fn path(&self, setting: &Setting) -> Option<PathBuf> {
+        match self.value(setting) {
+            Some(Value::Path(path)) => Some(path.clone()),
+            _ => None,
+        }
+    }
+
+    fn duration(&self, setting: &Setting, default: Duration) -> Duration {
+        match self.value(setting) {
+            Some(Value::Duration(length)) => *length,
+            _ => default,
+        }
+    }
+
+    fn compression(&self) -> Compression {
+        match (self.text(&schema::COMPRESSION_CODEC).as_deref(), self.value(&schema::COMPRESSION_LEVEL)) {
+            (Some("none"), _) => Compression::None,
+            (_, Some(Value::Number(level))) => Compression::Zstd(i32::try_from(*level).unwrap_or(1)),
+            _ => Compression::Zstd(1),
+        }
+    }
+
+    fn wal(&self) -> WalSettings {
+        WalSettings {
+            push_deadline: self.duration(&schema::WAL_PUSH_DEADLINE, Duration::from_secs(60)),
+            fetch_deadline: self.duration(&schema::WAL_FETCH_DEADLINE, Duration::from_secs(60)),
+            history_deadline: self.duration(&schema::WAL_HISTORY_DEADLINE, Duration::from_secs(600)),
+            fetch_on_error: match self.text(&schema::WAL_FETCH_ON_ERROR).as_deref() {
+                Some("abort") => FetchOnError::Abort,
+                Some("absent") => FetchOnError::Absent,
+                _ => FetchOnError::Auto,
+            },
+            allow_gap: matches!(self.value(&schema::WAL_ALLOW_GAP), Some(Value::Boolean(true))),
+        }
+    }
+
+    fn log(&self) -> LogSettings {
+        LogSettings {
+            format: match self.text(&schema::LOG_FORMAT).as_deref() {
+                Some("json") => LogFormat::Json,
+                _ => LogFormat::Text,
+            },
+            level: self.text(&schema::LOG_LEVEL).unwrap_or_default(),
+        }
     }
 }
 
@@ -323,7 +346,11 @@ fn shown_setting(setting: &'static Setting, found: &Found) -> ShownSetting {
     let carried = said_here && setting.key != schema::CONNECTION.key && setting.key != schema::PGDATA.key;
     ShownSetting {
         key: setting.key.to_owned(),
-        hidden: shown != whole,
+        hidden: match setting.secrecy {
+            // Its pairs come back sorted, without the secret ones.
+            Secrecy::Connection => ["pass", "_key", "@"].iter().any(|word| whole.contains(word)),
+            Secrecy::Open | Secrecy::Command => shown != whole,
+        },
         value: Some(shown),
         origin: found.origin.clone(),
         carried: carried.then_some((setting.variable, whole)),
@@ -345,4 +372,66 @@ fn default_state_dir(sources: &Sources) -> PathBuf {
         .map(|directory| directory.join("walhold"))
         .or_else(|| Some(variable("HOME")?.join(".local/state/walhold")))
         .unwrap_or_else(|| system.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_reaches_the_configuration() {
+        let toml = r#"
+            cluster = "blue"
+            pgdata = "/data"
+            connection = "host=db"
+            state_dir = "/state"
+            repository = "file:///srv/walhold"
+            [compression]
+            level = -3
+            [encryption]
+            key_file = "/key:1"
+            [backup]
+            jobs = 3
+            rate_limit = "50MB"
+            [wal]
+            push_deadline = "2s"
+            fetch_deadline = "3s"
+            history_deadline = "4s"
+            fetch_on_error = "abort"
+            allow_gap = true
+            [log]
+            format = "json"
+            level = "debug"
+        "#;
+        let config = Config::from_toml(toml, Path::new("walhold.toml")).unwrap();
+        assert_eq!(config.repository.url, "file:///srv/walhold");
+        assert_eq!(config.cluster.as_str(), "blue");
+        assert_eq!(config.pgdata.as_deref(), Some(Path::new("/data")));
+        assert_eq!(config.connection.connection.as_deref(), Some("host=db"));
+        assert_eq!(config.state_dir, Path::new("/state"));
+        assert_eq!(config.compression, Compression::Zstd(-3));
+        assert_eq!(config.encryption.key_files, [Path::new("/key:1")]);
+        assert_eq!((config.jobs, config.rate_limit), (3, Some(50 << 20)));
+        let seconds = |length: Duration| length.as_secs();
+        let wal = &config.wal;
+        assert_eq!([wal.push_deadline, wal.fetch_deadline, wal.history_deadline].map(seconds), [2, 3, 4]);
+        assert_eq!((wal.fetch_on_error, wal.allow_gap), (FetchOnError::Abort, true));
+        assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Json, "debug"));
+        let said = |row: &&ShownSetting| matches!(row.origin, Origin::File { .. });
+        assert_eq!(config.table.iter().filter(said).count(), SETTINGS.len() - 2);
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_documents() {
+        let config = Config::from_toml("", Path::new("walhold.toml")).unwrap();
+        assert_eq!(config.compression, Compression::Zstd(1));
+        assert_eq!(config.wal.push_deadline, Duration::from_secs(60));
+        assert_eq!(config.wal.fetch_deadline, Duration::from_secs(60));
+        assert_eq!(config.wal.history_deadline, Duration::from_secs(600));
+        assert_eq!((config.wal.fetch_on_error, config.wal.allow_gap), (FetchOnError::Auto, false));
+        assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Text, "info"));
+        assert_eq!((config.cluster.as_str(), config.rate_limit), ("main", None));
+        assert!(config.jobs >= 1 && config.encryption.key_files.is_empty());
+        assert!(config.require_repository().is_err());
+    }
 }

@@ -206,7 +206,7 @@ pub static WAL_PUSH_DEADLINE: Setting = Setting {
     key: "wal.push_deadline",
     variable: "WALHOLD_WAL_PUSH_DEADLINE",
     kind: Kind::Duration(SECOND, DAY),
-    default: Fallback::Text("60s"),
+    default: Fallback::Text("1min"),
     meaning: "How long `wal-push` keeps asking a failing store before it gives up (PostgreSQL then calls it again).",
     ..PLAIN
 };
@@ -216,7 +216,7 @@ pub static WAL_FETCH_DEADLINE: Setting = Setting {
     key: "wal.fetch_deadline",
     variable: "WALHOLD_WAL_FETCH_DEADLINE",
     kind: Kind::Duration(SECOND, DAY),
-    default: Fallback::Text("60s"),
+    default: Fallback::Text("1min"),
     meaning: "How long `wal-fetch` keeps asking a failing store for a segment.",
     ..PLAIN
 };

@@ -217,7 +217,9 @@ impl Header {
         }
         let (codec, level) = match self.compression {
             Compression::None => (0, 0),
-            Compression::Zstd(level) if Compression::LEVELS.contains(&level) => (1, i8::try_from(level).ok()?),
+            Compression::Zstd(level) if Compression::LEVELS.contains(&level) => {
+                (1, i8::try_from(level).ok()?)
+            }
             Compression::Zstd(_) => return None,
         };
         let length = HEADER_FIXED_SIZE + facts.name.len() + CRC_SIZE;
@@ -298,7 +300,8 @@ impl Header {
         let name_length = usize::from(u16_at(bytes, 80)?);
         let name = bytes.get(HEADER_FIXED_SIZE..).filter(|name| name.len() == name_length);
         let name = name.ok_or_else(|| damaged("the header's name does not fit"))?;
-        let name = std::str::from_utf8(name).map_err(|_| damaged("the header's name is not UTF-8"))?.to_owned();
+        let name =
+            std::str::from_utf8(name).map_err(|_| damaged("the header's name is not UTF-8"))?.to_owned();
         let system_identifier = SystemIdentifier::new(u64_at(bytes, 32)?);
         let facts = ObjectFacts { kind, name, system_identifier, segment_size };
         Ok(Header { facts, compression, key_id, salt, chunk_size })
@@ -448,7 +451,9 @@ impl Footer {
     /// Parses a whole frame, and checks the lengths that an object of `stored_length` bytes can have.
     pub fn parse(bytes: &[u8; FOOTER_SIZE], stored_length: u64) -> Result<Footer, EnvelopeError> {
         if bytes[..8] != frame_header(FOOTER_MAGIC, FOOTER_SIZE) || bytes[8..16] != *FOOTER_SIGNATURE {
-            return Err(damaged("it does not end with a walhold footer: it is cut off, or something follows it"));
+            return Err(damaged(
+                "it does not end with a walhold footer: it is cut off, or something follows it",
+            ));
         }
         if u32_at(bytes, 108)? != crc32fast::hash(&bytes[..108]) {
             return Err(damaged("the footer's checksum is wrong"));

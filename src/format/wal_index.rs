@@ -15,6 +15,7 @@
 
 use serde::Serialize;
 
+use crate::pg::recovery::TargetInclusion;
 use crate::pg::wal_event::Event;
 pub use crate::pg::wal_event::{CheckpointKind, Outcome};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
@@ -162,27 +163,11 @@ impl TransactionSpan {
         }
     }
 
-    /// Whether recovery to `target` stops at one of these records, if it reads them all in a consistent state.
-    pub fn has_stop(&self, target: PgTimestamp, bound: TargetBound) -> bool {
-        bound.stops_at(self.greatest_time, target)
-    }
-}
-
-/// Whether what happened exactly at the target is replayed (`recovery_target_inclusive`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TargetBound {
-    /// It is: recovery stops at the first end of a transaction after the target.
-    Inclusive,
-    /// It is not: recovery stops at the first one at or after the target.
-    Exclusive,
-}
-
-impl TargetBound {
-    /// Whether recovery to the time `target` stops at a commit or abort with this time.
-    pub fn stops_at(self, time: PgTimestamp, target: PgTimestamp) -> bool {
-        match self {
-            TargetBound::Inclusive => time > target,
-            TargetBound::Exclusive => time >= target,
+    /// Whether recovery to the time `target` stops at one of these records, if it reads them all in a consistent state.
+    pub fn has_stop(&self, target: PgTimestamp, inclusion: TargetInclusion) -> bool {
+        match inclusion {
+            TargetInclusion::Inclusive => self.greatest_time > target,
+            TargetInclusion::Exclusive => self.greatest_time >= target,
         }
     }
 }
@@ -261,6 +246,12 @@ impl WalIndex {
             Outcome::Aborted => &mut self.aborted,
         };
         self.abridged |= !set.insert(end.xid);
+    }
+
+    /// The commit or abort that begins here and ends in a later segment, once [`IndexChain`] has added it: the one that
+    /// a scan of this segment alone cannot see.
+    pub fn spanning_transaction(&self) -> Option<TransactionEnd> {
+        self.transactions.map(|span| span.last).filter(|last| last.end > self.end)
     }
 
     /// The major version as decoders want it.

@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn prints_and_parses_like_pg_lsn() {
-        let lsn = Lsn::new(0x16_B374_8);
+        let lsn = Lsn::new(0x16B_3748);
         assert_eq!(lsn.to_string(), "0/16B3748");
         assert_eq!("0/16B3748".parse(), Ok(lsn));
         assert_eq!("FFFFFFFF/FFFFFFFF".parse(), Ok(Lsn::MAX));

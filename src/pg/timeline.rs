@@ -75,7 +75,8 @@ pub struct TimelineAncestor {
 
 /// How `timeline` came to be: its ancestors, oldest first.
 ///
-/// Invariants: ancestors' numbers and switch points increase; every ancestor's number is below `timeline`.
+/// Invariants: ancestors' numbers increase and are below `timeline`; switch points never decrease (equal ones mean that the
+/// later ancestor has no share).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TimelineHistory {
     /// The timeline that this is the history of.
@@ -120,15 +121,13 @@ impl TimelineHistory {
                 if ancestor.timeline <= last.timeline {
                     return Err(error("timelines do not increase"));
                 }
-                if ancestor.left_at < last.left_at {
-                    return Err(error("switch points do not increase"));
-                }
             }
             ancestors.push(ancestor);
         }
         if ancestors.is_empty() && timeline != TimelineId::FIRST {
             return Err(ParseHistoryError { timeline, line: 0, problem: "no ancestor is named" });
         }
+        cut_overlaps(&mut ancestors);
         Ok(TimelineHistory { timeline, ancestors })
     }
 
@@ -162,6 +161,17 @@ impl TimelineHistory {
     /// Every timeline of this history, oldest first, the timeline itself last.
     pub fn timelines(&self) -> impl DoubleEndedIterator<Item = TimelineId> + '_ {
         self.ancestors.iter().map(|ancestor| ancestor.timeline).chain(std::iter::once(self.timeline))
+    }
+}
+
+/// Recovery along timeline 2 that stops before timeline 2 even began writes "1 left at 0/5000000, 2 left at 0/4000000": PostgreSQL names the
+/// timeline that it was told to follow as the parent (`StartupXLOG`, `writeTimeLineHistory`), and looks positions up newest
+/// timeline first (`tliOfPointInHistory`). So an ancestor is left where any later one is, at the latest.
+fn cut_overlaps(ancestors: &mut [TimelineAncestor]) {
+    let mut limit = Lsn::MAX;
+    for ancestor in ancestors.iter_mut().rev() {
+        limit = limit.min(ancestor.left_at);
+        ancestor.left_at = limit;
     }
 }
 
@@ -209,8 +219,17 @@ mod tests {
     }
 
     #[test]
+    fn a_parent_that_recovery_never_reached_has_no_share() {
+        let history =
+            TimelineHistory::parse(tli(3), "1 0/5000000 x\n2 0/4000000 before 2026-11-20\n").unwrap();
+        let at = |text: &str| history.timeline_at(text.parse().unwrap()).get();
+        assert_eq!((at("0/3FFFFFF"), at("0/4000000"), at("0/5000000")), (1, 3, 3));
+        assert_eq!(history.left_at(tli(1)), Some("0/4000000".parse().unwrap()));
+    }
+
+    #[test]
     fn refuses_histories_that_postgresql_refuses() {
-        for text in ["", "x", "1", "1 zero", "2 0/1\n1 0/2", "1 0/2\n2 0/1", "4 0/1", "+1 0/1", "0 0/1"] {
+        for text in ["", "x", "1", "1 zero", "2 0/1\n1 0/2", "4 0/1", "+1 0/1", "0 0/1"] {
             assert!(TimelineHistory::parse(tli(4), text).is_err(), "{text:?} was accepted");
         }
     }

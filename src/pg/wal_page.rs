@@ -21,8 +21,9 @@ const MAGICS: [(u16, u32); 6] =
 /// The magic of the newest version that is known: greater ones are accepted as a version yet to come.
 const NEWEST_MAGIC: u16 = 0xD118;
 
-/// Every flag that `xlp_info` can have (`XLP_ALL_FLAGS`; versions 13 to 18 agree).
-const ALL_FLAGS: u16 = 0x0007;
+/// Every flag that `xlp_info` can have (`XLP_ALL_FLAGS`, 13 to 18): the page begins with more of a record, its header is
+/// long, backup blocks may be removed (set on most pages, means nothing here), it replaces the end of a record.
+const ALL_FLAGS: u16 = 0x000F;
 
 /// The header that every page begins with (`XLogPageHeaderData`, `src/include/access/xlog_internal.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,8 +65,11 @@ impl PageHeader {
 
     /// `XLP_FIRST_IS_OVERWRITE_CONTRECORD`: the rest of the record begun earlier was lost in a crash and the server
     /// writes on from here (`CreateOverwriteContrecordRecord`, `src/backend/access/transam/xlog.c`).
-    pub fn abandons_record(&self) -> bool {
-        self.info & 0x0004 != 0
+    ///
+    /// After 18 the flag takes the place of `XLP_BKP_REMOVABLE`, which is gone.
+    pub fn abandons_record(&self, major: Option<u32>) -> bool {
+        let flag = if major.is_some() { 0x0008 } else { 0x0004 };
+        self.info & flag != 0
     }
 
     /// False if `xlp_info` has bits that no version sets.
@@ -241,7 +245,7 @@ mod tests {
             "written on a big-endian machine, whose WAL walhold cannot read"
         );
         assert_eq!(refusal(|p| p[2] = 0x01), "page flags 0001 are not those of a segment's first page");
-        assert_eq!(refusal(|p| p[2] = 0x0A), "page flags 000A are not those of a segment's first page");
+        assert_eq!(refusal(|p| p[2] = 0x12), "page flags 0012 are not those of a segment's first page");
         assert_eq!(refusal(|p| p[4] = 0), "the page header has timeline 0");
         assert_eq!(refusal(|p| p[32] = 1), "16777217 bytes is not a size that WAL segments have");
         assert_eq!(refusal(|p| p[37] = 0x40), "WAL pages of 16384 bytes are not supported, only 8192");

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::cloud::CloudStore;
 use super::directory::{DirectoryStore, MarkerRule, StagingRule};
+use super::providers;
 use super::store::Store;
 use super::{RepositoryError, RepositorySettings};
 
@@ -30,7 +32,11 @@ pub(super) fn connect(settings: &RepositorySettings, marker: MarkerRule) -> Resu
             let staging = directory_options(settings).map_err(refuse)?;
             Ok(Store::Directory(DirectoryStore::new(root, &url, staging, marker)))
         }
-        Address::Cloud { .. } => Err(refuse("cloud repositories are to be written".to_owned())),
+        Address::Cloud { provider, bucket, prefix } => {
+            let client = providers::client(provider, &bucket, &settings.options).map_err(refuse)?;
+            let store = CloudStore::new(client, prefix, &url);
+            store.map(Store::Cloud).map_err(|error| refuse(format!("start its runtime: {error}")))
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use nix::errno::Errno;
 use super::naming::{RawObject, is_hidden, split_suffix};
 use super::retry::{Failed, retried};
 use super::{Patience, RepositoryError};
+use crate::error::system_words;
 use crate::format::keys;
 
 /// Mode of new directories, before the umask.
@@ -273,33 +274,25 @@ pub(super) fn classify(verb: &'static str, path: &str, error: &io::Error) -> Fai
     match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
         Errno::EACCES | Errno::EPERM | Errno::EROFS => denied(verb, path, error).into(),
         Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG => {
-            RepositoryError::Full { verb, key: key(), problem: words(error) }.into()
+            RepositoryError::Full { verb, key: key(), problem: system_words(error) }.into()
         }
         Errno::ENOENT => RepositoryError::Missing { verb, key: key() }.into(),
         Errno::ENOTDIR => damaged("a file lies where a folder should be").into(),
         Errno::EISDIR => not_a_file(verb, path).into(),
         Errno::ELOOP | Errno::ENAMETOOLONG | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS => {
-            damaged(&words(error)).into()
+            damaged(&system_words(error)).into()
         }
-        _ => Failed::again(words(error)),
+        _ => Failed::again(system_words(error)),
     }
 }
 
 fn denied(verb: &'static str, path: &str, error: &io::Error) -> RepositoryError {
-    RepositoryError::Denied { verb, key: path.to_owned(), problem: words(error) }
+    RepositoryError::Denied { verb, key: path.to_owned(), problem: system_words(error) }
 }
 
 fn not_a_file(verb: &'static str, path: &str) -> RepositoryError {
     let problem = "it is a directory, not an object".to_owned();
     RepositoryError::Damaged { verb, key: path.to_owned(), problem }
-}
-
-/// The system's words without Rust's "(os error 13)".
-pub(super) fn words(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(number) => Errno::from_raw(number).desc().to_owned(),
-        None => error.to_string(),
-    }
 }
 
 fn read_exactly(file: &File, offset: u64, length: usize, path: &str) -> Result<Vec<u8>, Failed> {

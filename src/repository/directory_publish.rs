@@ -19,10 +19,12 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, PosixFadviseAdvice, RenameFlags};
 
-use super::directory::{DirectoryStore, MarkerRule, StagingRule, classify, raw_object, words};
+use super::directory::{DirectoryStore, MarkerRule, StagingRule, classify, raw_object};
 use super::naming::RawObject;
 use super::retry::{Failed, retried};
 use super::{Patience, RepositoryError};
+use crate::error::system_words;
+use crate::local::kill_point::kill_point;
 
 /// Mode of new files, before the umask.
 const FILE_MODE: u32 = 0o640;
@@ -155,7 +157,9 @@ impl DirectoryPublication {
         let place = self.store.place("publish", path)?;
         // The size is part of what fdatasync makes durable.
         self.staged.file.sync_data().map_err(|error| self.give_up(&error))?;
+        kill_point("publish: before link");
         let published = retried("publish", path, self.patience, |_| self.link(&place, path))?;
+        kill_point("publish: after link");
         // A failed sync is not repeated: the system forgets the error, and a second one would wrongly succeed.
         if let RawPublished::Exists(_) = published {
             File::open(&place).and_then(|file| file.sync_all()).map_err(|error| self.give_up(&error))?;
@@ -163,6 +167,7 @@ impl DirectoryPublication {
         let now = self.staged.file.metadata().map(|metadata| metadata.ctime());
         now.and_then(|now| sync_names(&self.store, parent(&place), now))
             .map_err(|error| self.give_up(&error))?;
+        kill_point("publish: after sync");
         Ok(published)
     }
 
@@ -217,7 +222,7 @@ impl DirectoryPublication {
             Failed::Again { .. } => RepositoryError::Unreachable {
                 verb: "publish",
                 key: self.key.clone(),
-                problem: words(error),
+                problem: system_words(error),
                 attempts: 1,
                 elapsed: self.began.elapsed(),
             },

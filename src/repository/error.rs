@@ -80,6 +80,14 @@ pub enum RepositoryError {
         /// For how long.
         elapsed: Duration,
     },
+    /// A signal asked us to end while the store was asked again.
+    #[error("{verb} {key}: interrupted by a signal")]
+    Interrupted {
+        /// What was tried.
+        verb: &'static str,
+        /// The object.
+        key: String,
+    },
     /// The object is shorter than what was asked for, or the store lies about it.
     #[error("{verb} {key}: {problem}")]
     Damaged {
@@ -115,6 +123,7 @@ impl Explain for RepositoryError {
             RepositoryError::Full { .. } => Cause::RepositoryFull,
             RepositoryError::Unreachable { .. } => Cause::Unreachable,
             RepositoryError::TwoObjects { .. } => Cause::Conflict,
+            RepositoryError::Interrupted { .. } => Cause::Interrupted,
         }
     }
 
@@ -145,6 +154,7 @@ impl Explain for RepositoryError {
             RepositoryError::Unreachable { .. } => {
                 "check the network and the store; the request may be repeated"
             }
+            RepositoryError::Interrupted { .. } => return None,
             RepositoryError::Damaged { .. } => {
                 "restore this object from a copy of the repository, or recover to a moment that does not need it"
             }

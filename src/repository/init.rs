@@ -82,20 +82,31 @@ fn probe(store: &Store, patience: Patience) -> Result<CreateOnly, RepositoryErro
 
 fn probe_object(store: &Store, path: &str, patience: Patience) -> Result<CreateOnly, RepositoryError> {
     // `Exists` is an attempt of ours whose answer was lost: nobody else knows the name.
-    store.put(path, FIRST_BODY, patience)?;
+    store.put(path, FIRST_BODY, CreateOnly::Suffixed, patience)?;
     expect_content(store, path, FIRST_BODY, patience)?;
     let listed = store.list(TEMPORARY_FOLDER, patience)?;
     if !listed.iter().any(|object| object.path == path && object.size == FIRST_BODY.len() as u64) {
         return Err(lies(path, "the listing does not show it right after it was written"));
     }
-    match store.put(path, SECOND_BODY, patience)? {
+    let replaced = match store.put(path, SECOND_BODY, CreateOnly::Enforced, patience) {
+        // A store that does not know the condition refuses the request instead of ignoring it.
+        Err(RepositoryError::Address { .. }) => return Ok(CreateOnly::Suffixed),
+        replaced => replaced?,
+    };
+    match replaced {
         RawPublished::Created => {
             expect_content(store, path, SECOND_BODY, patience)?;
             Ok(CreateOnly::Suffixed)
         }
         RawPublished::Exists(_) => {
             expect_content(store, path, FIRST_BODY, patience)?;
-            store.probe_large_objects(path, FIRST_BODY, SECOND_BODY, patience)
+            let large = store.probe_large_objects(path, SECOND_BODY, patience)?;
+            let content = match large {
+                CreateOnly::Enforced => FIRST_BODY,
+                CreateOnly::Suffixed => SECOND_BODY,
+            };
+            expect_content(store, path, content, patience)?;
+            Ok(large)
         }
     }
 }
@@ -135,7 +146,7 @@ fn write_marker(
         problem: error.to_string(),
     })?;
     bytes.push(b'\n');
-    store.put(key.as_str(), &bytes, patience)?;
+    store.put(key.as_str(), &bytes, create_only, patience)?;
     // What counts is what lies there now: another init may have been faster.
     let written = read::marker(store, patience)?.ok_or_else(|| store.no_marker())?;
     let created = written.repository_id == marker.repository_id;

@@ -8,17 +8,22 @@
 //! Inside, `store::Store` is one of two backends that know paths only; `naming` turns keys into paths and back; `retry`
 //! decides how often a failing store is asked again.
 
+mod aws_profile;
 mod cloud;
+mod cloud_error;
+mod cloud_publish;
 mod connect;
 mod directory;
 mod directory_publish;
 mod error;
 mod init;
 mod naming;
+mod providers;
 mod publish;
 mod read;
 mod retry;
 mod store;
+mod transport;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,6 +55,11 @@ impl fmt::Debug for RepositorySettings {
             .field("options", &self.options.keys().collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
+}
+
+/// Says what is wrong with an address, as far as that needs no store; quotes no secret.
+pub fn check_address(url: &str) -> Result<(), String> {
+    connect::parse(url).map(drop)
 }
 
 /// How long a failing store is asked again.

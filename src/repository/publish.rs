@@ -41,7 +41,8 @@ impl Publication {
         expected_length: u64,
     ) -> Result<Publication, RepositoryError> {
         let target = Target::new(repository, key, naming);
-        let upload = target.store.begin(key.as_str(), naming, expected_length, target.patience)?;
+        let upload =
+            target.store.begin(key.as_str(), naming, target.create_only, expected_length, target.patience)?;
         Ok(Publication { target, upload })
     }
 
@@ -60,7 +61,9 @@ pub(super) fn put(
     bytes: &[u8],
 ) -> Result<Published, RepositoryError> {
     let target = Target::new(repository, key, naming);
-    target.publish(&Digest::of(bytes), |path| target.store.put(path, bytes, target.patience))
+    target.publish(&Digest::of(bytes), |path| {
+        target.store.put(path, bytes, target.create_only, target.patience)
+    })
 }
 
 impl Target {

@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Patience, RepositoryError};
+use crate::interrupt;
 
 /// The pause before the second attempt; doubled for each later one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -88,6 +89,9 @@ impl Retries {
             Failed::Final(error) => return Err(error),
             Failed::Again { problem, wait } => (problem, wait),
         };
+        if interrupt::requested().is_some() {
+            return Err(self.interrupted());
+        }
         let remaining = self.deadline.saturating_duration_since(Instant::now());
         // A wish that reaches past the deadline is not granted: failing late helps nobody.
         let pause = wish.filter(|wish| *wish < remaining).unwrap_or_else(|| jittered(self.pause));
@@ -109,6 +113,11 @@ impl Retries {
         );
         Ok(pause)
     }
+
+    /// The error that ends a request because a signal asks us to end.
+    fn interrupted(&mut self) -> RepositoryError {
+        RepositoryError::Interrupted { verb: self.verb, key: std::mem::take(&mut self.key) }
+    }
 }
 
 /// Asks until it works, cannot work, or the patience is over.
@@ -122,7 +131,12 @@ pub(super) fn retried<T>(
     loop {
         match attempt(retries.deadline()) {
             Ok(value) => return Ok(value),
-            Err(failed) => std::thread::sleep(retries.after(failed)?),
+            Err(failed) => {
+                let pause = retries.after(failed)?;
+                if !interrupt::sleep(pause) {
+                    return Err(retries.interrupted());
+                }
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! One of two backends, which know paths and bytes but neither keys nor formats.
 
+use super::cloud::CloudStore;
+use super::cloud_publish::CloudUpload;
 use super::directory::DirectoryStore;
 use super::directory_publish::{DirectoryPublication, RawPublished};
 use super::naming::RawObject;
@@ -10,11 +12,13 @@ use crate::format::marker::CreateOnly;
 #[derive(Clone)]
 pub(super) enum Store {
     Directory(DirectoryStore),
+    Cloud(CloudStore),
 }
 
 /// An object on its way into a store.
 pub(super) enum Upload {
     Directory(DirectoryPublication),
+    Cloud(Box<CloudUpload>),
 }
 
 impl Upload {
@@ -22,6 +26,7 @@ impl Upload {
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), RepositoryError> {
         match self {
             Upload::Directory(upload) => upload.write(bytes),
+            Upload::Cloud(upload) => upload.write(bytes),
         }
     }
 
@@ -29,6 +34,7 @@ impl Upload {
     pub(super) fn finish(self, path: &str) -> Result<RawPublished, RepositoryError> {
         match self {
             Upload::Directory(upload) => upload.finish(path),
+            Upload::Cloud(upload) => upload.finish(path),
         }
     }
 }
@@ -38,12 +44,14 @@ impl Store {
     pub(super) fn url(&self) -> &str {
         match self {
             Store::Directory(store) => &store.shared.url,
+            Store::Cloud(store) => &store.shared.url,
         }
     }
 
     pub(super) fn is_directory(&self) -> bool {
         match self {
             Store::Directory(_) => true,
+            Store::Cloud(_) => false,
         }
     }
 
@@ -52,16 +60,22 @@ impl Store {
         RepositoryError::NoMarker { url: self.url().to_owned() }
     }
 
-    /// Begins an object whose path will be `key`, perhaps with a suffix.
+    /// Begins an object whose path will be `key`, perhaps with a suffix. `create_only` is what the store is relied on
+    /// for.
     pub(super) fn begin(
         &self,
         key: &str,
-        _naming: Naming,
-        _expected_length: u64,
+        naming: Naming,
+        create_only: CreateOnly,
+        expected_length: u64,
         patience: Patience,
     ) -> Result<Upload, RepositoryError> {
         match self {
             Store::Directory(store) => store.begin(key, patience).map(Upload::Directory),
+            Store::Cloud(store) => {
+                let upload = store.begin(key, naming, create_only, expected_length, patience);
+                Ok(Upload::Cloud(Box::new(upload)))
+            }
         }
     }
 
@@ -70,10 +84,12 @@ impl Store {
         &self,
         path: &str,
         bytes: &[u8],
+        create_only: CreateOnly,
         patience: Patience,
     ) -> Result<RawPublished, RepositoryError> {
         match self {
             Store::Directory(store) => store.put(path, bytes, patience),
+            Store::Cloud(store) => store.put(path, bytes, create_only, patience),
         }
     }
 
@@ -81,6 +97,7 @@ impl Store {
     pub(super) fn find(&self, path: &str, patience: Patience) -> Result<Option<RawObject>, RepositoryError> {
         match self {
             Store::Directory(store) => store.find(path, patience),
+            Store::Cloud(store) => store.find(path, patience),
         }
     }
 
@@ -93,6 +110,7 @@ impl Store {
     ) -> Result<Option<(RawObject, Vec<u8>)>, RepositoryError> {
         match self {
             Store::Directory(store) => store.find_and_read(path, length, patience),
+            Store::Cloud(store) => store.find_and_read(path, length, patience),
         }
     }
 
@@ -104,6 +122,7 @@ impl Store {
     ) -> Result<Vec<RawObject>, RepositoryError> {
         match self {
             Store::Directory(store) => store.find_suffixed(key, patience),
+            Store::Cloud(store) => store.find_suffixed(key, patience),
         }
     }
 
@@ -117,6 +136,7 @@ impl Store {
     ) -> Result<Vec<u8>, RepositoryError> {
         match self {
             Store::Directory(store) => store.read_range(path, offset, length, patience),
+            Store::Cloud(store) => store.read_range(path, offset, length, patience),
         }
     }
 
@@ -124,6 +144,7 @@ impl Store {
     pub(super) fn list(&self, folder: &str, patience: Patience) -> Result<Vec<RawObject>, RepositoryError> {
         match self {
             Store::Directory(store) => store.list(folder, patience),
+            Store::Cloud(store) => store.list(folder, patience),
         }
     }
 
@@ -135,21 +156,22 @@ impl Store {
     ) -> Result<Vec<String>, RepositoryError> {
         match self {
             Store::Directory(store) => store.list_folders(folder, patience),
+            Store::Cloud(store) => store.list_folders(folder, patience),
         }
     }
 
-    /// Whether large objects are created exclusively too: they take another way on some stores. `existing` lies under
+    /// Whether large objects are created exclusively too: they take another way on some stores. Something lies under
     /// `path`; an attempt to replace it by `other` is made.
     pub(super) fn probe_large_objects(
         &self,
-        _path: &str,
-        _existing: &[u8],
-        _other: &[u8],
-        _patience: Patience,
+        path: &str,
+        other: &[u8],
+        patience: Patience,
     ) -> Result<CreateOnly, RepositoryError> {
         match self {
             // One way for all sizes.
             Store::Directory(_) => Ok(CreateOnly::Enforced),
+            Store::Cloud(store) => store.probe_large_objects(path, other, patience),
         }
     }
 
@@ -157,6 +179,7 @@ impl Store {
     pub(super) fn delete(&self, path: &str, patience: Patience) -> Result<(), RepositoryError> {
         match self {
             Store::Directory(store) => store.delete(path, patience),
+            Store::Cloud(store) => store.delete(path, patience),
         }
     }
 }

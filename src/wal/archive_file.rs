@@ -326,7 +326,7 @@ fn hint_for_segment(problem: &FirstPageProblem) -> &'static str {
         FirstPageProblem::TooShort { .. } | FirstPageProblem::Length { .. } => {
             "the file was truncated or written by something else: restore it from another copy, for example a standby's pg_wal"
         }
-        FirstPageProblem::NotAPage(_) | FirstPageProblem::UnknownMagic(_) => {
+        FirstPageProblem::NotAPage(_) => {
             "the file is damaged or not WAL: restore it from another copy, for example a standby's pg_wal"
         }
         FirstPageProblem::OtherCluster { .. } => {

@@ -18,8 +18,8 @@ use crate::repository::{Repository, RepositoryError, RepositoryObject, StoredObj
 
 use super::absence::{AbsenceError, Archive, Miss, explain_miss};
 use super::destination::{Destination, DestinationError, Durability};
-use super::interruption::{Interrupted, stop_if_asked};
 use super::first_page::{FIRST_PAGE_BYTES, FirstPageProblem, check_first_page};
+use super::interruption::{Interrupted, stop_if_asked};
 use super::push::naming_of;
 
 /// Bytes read with the first request: most compressed segments whole, and far below what promise 7 allows.

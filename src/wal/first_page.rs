@@ -8,11 +8,6 @@ use crate::pg::{Lsn, SystemIdentifier, TimelineId, WalSegmentName};
 /// Bytes of a segment that [`check_first_page`] needs: `sizeof(XLogLongPageHeaderData)`.
 pub const FIRST_PAGE_BYTES: usize = 40;
 
-/// Page magics of released servers, 13 to 18.
-const NEWEST_KNOWN_MAGIC: u16 = 0xD118;
-/// Magics have grown by small steps within this family since 8.x; a newer server's will lie a little further on.
-const LAST_PLAUSIBLE_MAGIC: u16 = 0xD1FF;
-
 /// Why a file is not the segment that its name says. `Display` continues a sentence that names the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FirstPageProblem {
@@ -25,9 +20,6 @@ pub enum FirstPageProblem {
     /// The first page is something else.
     #[error("its first page is not that of a WAL segment: {0}")]
     NotAPage(String),
-    /// No server that we know, nor a later one, writes this magic.
-    #[error("its first page has magic {0:04X}, which is not that of PostgreSQL 13 or later")]
-    UnknownMagic(u16),
     /// The file was cut, or something was appended to it.
     #[error("it has {length} bytes, but its first page says that segments have {segment_size}")]
     Length {
@@ -80,10 +72,6 @@ pub fn check_first_page(
     }
     let header =
         LongPageHeader::parse(page).map_err(|problem| FirstPageProblem::NotAPage(problem.to_string()))?;
-    let plausible = NEWEST_KNOWN_MAGIC..=LAST_PLAUSIBLE_MAGIC;
-    if header.postgresql_major().is_none() && !plausible.contains(&header.magic) {
-        return Err(FirstPageProblem::UnknownMagic(header.magic));
-    }
     let segment_size = header.segment_size.bytes();
     if length != segment_size {
         return Err(FirstPageProblem::Length { length, segment_size });

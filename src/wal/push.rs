@@ -9,6 +9,7 @@ use crate::codec::{KeyRing, Sealing};
 use crate::error::Explain;
 use crate::exit_status::Cause;
 use crate::format::envelope::CHUNK_SIZE;
+use crate::format::wal_index::RecordVerdict;
 use crate::format::{ClusterName, ObjectKey, keys};
 use crate::local::kill_point::kill_point;
 use crate::pg::ArchiveFileName;
@@ -16,6 +17,7 @@ use crate::repository::{Naming, Published, Repository, RepositoryError, Reposito
 
 use super::archive_file::{ArchiveFile, ArchiveFileError};
 use super::interruption::stop_if_asked;
+use super::scan::SegmentScanner;
 
 /// Room that header, index and footer may take beside the chunks, for the store's choice between one request and several.
 const ENVELOPE_ALLOWANCE: u64 = 512 << 10;
@@ -49,8 +51,8 @@ pub fn push_file(
     let naming = naming_of(file.name);
     let mut publication =
         repository.publish(&key, naming, file.length().saturating_add(ENVELOPE_ALLOWANCE))?;
-    let source = FileChunks { file, position: 0 };
-    let index = |_source: FileChunks<'_>| Vec::new();
+    let source = FileChunks { file, position: 0, scanner: scanner_for(file) };
+    let index = |source: FileChunks<'_>| source.into_index();
     let encoded = encode_object(source, &file.facts, &key, &writing.sealing, index, &mut publication)?;
     file.check_unchanged()?;
     kill_point("push: before publish");
@@ -110,10 +112,36 @@ fn read_stored(
     }
 }
 
-/// The one read pass over a file.
+/// WAL of a server newer than this walhold can't be understood: it is archived without an index.
+fn scanner_for(file: &ArchiveFile) -> Option<SegmentScanner> {
+    let header = file.header.as_ref().filter(|header| header.postgresql_major().is_some())?;
+    match file.name {
+        ArchiveFileName::Segment(segment) => Some(SegmentScanner::new(segment, header)),
+        ArchiveFileName::Partial(segment) => Some(SegmentScanner::of_partial(segment, header)),
+        ArchiveFileName::TimelineHistory(_) | ArchiveFileName::BackupHistory { .. } => None,
+    }
+}
+
+/// The one read pass over a file: every chunk goes to the scanner and on to the encoder.
 struct FileChunks<'a> {
     file: &'a ArchiveFile,
     position: u64,
+    scanner: Option<SegmentScanner>,
+}
+
+impl FileChunks<'_> {
+    /// What the pass learned. Damage is archived all the same, because refusing it would fill pg_wal and save nothing, but it is said.
+    fn into_index(self) -> Vec<u8> {
+        let Some(scanner) = self.scanner else { return Vec::new() };
+        let index = scanner.finish();
+        if let RecordVerdict::Damaged { at, problem } = &index.verdict {
+            tracing::warn!(
+                "{} is damaged: at {at}: {problem}; it is archived as it is, but recovery cannot go beyond {at}: take a new base backup now and check this server's disk and memory",
+                self.file.name
+            );
+        }
+        index.encode()
+    }
 }
 
 impl ChunkSource for FileChunks<'_> {
@@ -124,6 +152,9 @@ impl ChunkSource for FileChunks<'_> {
         self.file
             .read_at(self.position, length as usize, chunk)
             .map_err(|error| Box::new(error) as SinkError)?;
+        if let Some(scanner) = &mut self.scanner {
+            scanner.feed(chunk);
+        }
         self.position += length;
         if self.position > self.file.length() / 2 {
             kill_point("push: mid-write");

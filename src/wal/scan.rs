@@ -228,7 +228,7 @@ impl SegmentScanner {
         }
         let address = self.next_page;
         match self.state {
-            State::InRecord | State::InHead if header.abandons_record() => {
+            State::InRecord | State::InHead if header.abandons_record(self.major) => {
                 // The record that comes instead of its end names it; nothing was counted for it yet.
                 self.state = State::BetweenRecords;
                 Ok(size)

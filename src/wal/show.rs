@@ -455,8 +455,12 @@ fn read_index(
 }
 
 /// `None` for an object that was stored without an index, as those of a newer PostgreSQL are.
-fn decode_index(_key: &ObjectKey, _bytes: &[u8]) -> Result<Option<WalIndex>, ShowError> {
-    Ok(None)
+fn decode_index(key: &ObjectKey, bytes: &[u8]) -> Result<Option<WalIndex>, ShowError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let decoded = WalIndex::decode(bytes).map(Some);
+    decoded.map_err(|problem| ShowError::BadIndex { key: key.to_string(), problem: problem.to_string() })
 }
 
 /// Why the archive could not be shown.
@@ -471,6 +475,14 @@ pub enum ShowError {
     /// A history could not be read.
     #[error(transparent)]
     History(#[from] AbsenceError),
+    /// An index makes no sense.
+    #[error("read the index of {key}: {problem}")]
+    BadIndex {
+        /// The object.
+        key: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The segment asked for is not there.
     #[error("{segment} is not stored under the name {cluster}")]
     NotStored {
@@ -495,6 +507,7 @@ impl Explain for ShowError {
             ShowError::Repository(error) => error.exit_cause(),
             ShowError::Decode(error) => error.exit_cause(),
             ShowError::History(error) => error.exit_cause(),
+            ShowError::BadIndex { .. } => Cause::Damaged,
             ShowError::NotStored { .. } | ShowError::NoIndex { .. } => Cause::NotFound,
         }
     }
@@ -506,6 +519,9 @@ impl Explain for ShowError {
             ShowError::History(error) => error.hint(),
             ShowError::NotStored { .. } => {
                 Some("walhold wal-show lists what is stored; check WALHOLD_CLUSTER".to_owned())
+            }
+            ShowError::BadIndex { .. } => {
+                Some("it was written by another version of walhold, or is damaged: upgrade walhold, or fetch the segment and read it with pg_waldump".to_owned())
             }
             ShowError::NoIndex { .. } => None,
         }

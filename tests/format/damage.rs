@@ -18,7 +18,13 @@ fn small_objects() -> Vec<(String, Vec<u8>, ObjectFacts, ObjectKey, Sealing)> {
         let name = format!("{:?} encrypted={}", sealing.compression, sealing.key.is_some());
         for length in [700, 0] {
             let stored = write_segment(&rows[..length], &sealing).0;
-            objects.push((format!("{name} {length}"), stored, segment_facts(), segment_key(), sealing.clone()));
+            objects.push((
+                format!("{name} {length}"),
+                stored,
+                segment_facts(),
+                segment_key(),
+                sealing.clone(),
+            ));
         }
         let stored = write_pack(&[&rows[..300], &rows[300..301], &rows[301..]], &sealing).0;
         objects.push((format!("{name} pack"), stored, pack_facts(), pack_key(), sealing));
@@ -26,7 +32,12 @@ fn small_objects() -> Vec<(String, Vec<u8>, ObjectFacts, ObjectKey, Sealing)> {
     objects
 }
 
-fn tail(stored: &[u8], facts: &ObjectFacts, key: &ObjectKey, keys: &KeyRing) -> Result<ObjectTail, DecodeError> {
+fn tail(
+    stored: &[u8],
+    facts: &ObjectFacts,
+    key: &ObjectKey,
+    keys: &KeyRing,
+) -> Result<ObjectTail, DecodeError> {
     read_tail(&MemoryObject(stored), &Expected { facts, key }, keys)
 }
 
@@ -40,14 +51,19 @@ fn every_flipped_byte_is_noticed() {
                 let mut damaged = stored.clone();
                 damaged[offset] ^= flip;
                 let decoded = read_object(&MemoryObject(&damaged), &facts, &key, &keys);
-                let error = decoded.err().unwrap_or_else(|| panic!("{name}: byte {offset} ^ {flip:#x} went unnoticed"));
+                let error = decoded
+                    .err()
+                    .unwrap_or_else(|| panic!("{name}: byte {offset} ^ {flip:#x} went unnoticed"));
                 assert!(
                     matches!(error, DecodeError::Damaged { .. }) && error.exit_cause() == Cause::Damaged,
                     "{name}: byte {offset} ^ {flip:#x}: {error}"
                 );
                 // The chunks are not part of a tail; everything that it tells must be as it was.
                 if let Ok(tail) = tail(&damaged, &facts, &key, &keys) {
-                    assert_eq!((tail.digest, tail.index, tail.facts), (intact.digest, intact.index.clone(), facts.clone()));
+                    assert_eq!(
+                        (tail.digest, tail.index, tail.facts),
+                        (intact.digest, intact.index.clone(), facts.clone())
+                    );
                 }
             }
         }
@@ -68,7 +84,11 @@ fn every_truncation_and_anything_appended_is_noticed() {
         for extra in [&[0_u8][..], &[0; 200], &stored] {
             let longer = [&stored, extra].concat();
             let decoded = read_object(&MemoryObject(&longer), &facts, &key, &keys);
-            assert!(matches!(decoded, Err(DecodeError::Damaged { .. })), "{name}: {} bytes more", extra.len());
+            assert!(
+                matches!(decoded, Err(DecodeError::Damaged { .. })),
+                "{name}: {} bytes more",
+                extra.len()
+            );
         }
         let problem = read_object(&MemoryObject(&[]), &facts, &key, &keys).expect_err("empty").to_string();
         assert_eq!(problem, format!("object {key} is damaged: it is empty"));
@@ -91,14 +111,23 @@ fn a_source_shorter_than_listed_is_damage() {
         fn stored_length(&self) -> u64 {
             self.0.len() as u64
         }
-        fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, walhold::codec::encode::SinkError> {
+        fn read_range(
+            &self,
+            offset: u64,
+            length: usize,
+        ) -> Result<Vec<u8>, walhold::codec::encode::SinkError> {
             Ok(self.0[offset as usize..offset as usize + length - 1].to_vec())
         }
     }
     let (stored, _) = write_segment(&rows(100), &sealing(Compression::None, None));
-    let error = read_object(&Shrunk(&stored), &segment_facts(), &segment_key(), &KeyRing::default()).expect_err("short");
+    let error = read_object(&Shrunk(&stored), &segment_facts(), &segment_key(), &KeyRing::default())
+        .expect_err("short");
     assert_eq!(error.to_string(), format!("object {} is damaged: it is cut off", segment_key()));
-    let tail = read_tail(&Shrunk(&stored), &Expected { facts: &segment_facts(), key: &segment_key() }, &KeyRing::default());
+    let tail = read_tail(
+        &Shrunk(&stored),
+        &Expected { facts: &segment_facts(), key: &segment_key() },
+        &KeyRing::default(),
+    );
     assert!(matches!(tail, Err(DecodeError::Damaged { .. })));
 }
 
@@ -116,12 +145,14 @@ fn exchanged_chunks_are_noticed() {
         exchanged.extend_from_slice(&stored[part(0)]);
         exchanged.extend_from_slice(&stored[part(1).end..]);
         let keys = ring(sealing.key.as_ref());
-        let error = read_object(&MemoryObject(&exchanged), &pack_facts(), &pack_key(), &keys).expect_err("exchanged");
+        let error =
+            read_object(&MemoryObject(&exchanged), &pack_facts(), &pack_key(), &keys).expect_err("exchanged");
         let problem = format!("object {} is damaged: the checksum of chunk 0 is wrong", pack_key());
         assert_eq!(error.to_string(), problem);
         let mut dropped = stored.clone();
         dropped.drain(part(2));
-        let error = read_object(&MemoryObject(&dropped), &pack_facts(), &pack_key(), &keys).expect_err("dropped");
+        let error =
+            read_object(&MemoryObject(&dropped), &pack_facts(), &pack_key(), &keys).expect_err("dropped");
         assert!(matches!(error, DecodeError::Damaged { .. }), "{error}");
     }
 }
@@ -137,14 +168,22 @@ fn parts_of_two_objects_do_not_make_one() {
         for at in 1..one.len().min(other.len()) {
             let mixed = [&one[..at], &other[at..]].concat();
             if mixed != one && mixed != other {
-                assert!(matches!(read_segment(&mixed, &keys), Err(DecodeError::Damaged { .. })), "mixed at {at}");
+                assert!(
+                    matches!(read_segment(&mixed, &keys), Err(DecodeError::Damaged { .. })),
+                    "mixed at {at}"
+                );
             }
         }
     }
 }
 
 /// The error of reading an object that expects these facts; whole and tail must agree.
-fn refusal(stored: &[u8], facts: &ObjectFacts, key: &ObjectKey, keys: &KeyRing) -> (String, Cause, Option<String>) {
+fn refusal(
+    stored: &[u8],
+    facts: &ObjectFacts,
+    key: &ObjectKey,
+    keys: &KeyRing,
+) -> (String, Cause, Option<String>) {
     let mut delivered = 0;
     let mut deliver = |bytes: &[u8]| {
         delivered += bytes.len();
@@ -171,7 +210,9 @@ fn another_object_is_refused_before_a_byte_is_delivered() {
         assert_eq!(
             refused(ObjectFacts { name: "000000010000000A000000FF".to_owned(), ..segment_facts() }),
             (
-                format!("object {key} is not what its name says: it holds \"{SEGMENT}\", not \"000000010000000A000000FF\""),
+                format!(
+                    "object {key} is not what its name says: it holds \"{SEGMENT}\", not \"000000010000000A000000FF\""
+                ),
                 Cause::Damaged,
                 Some(damage_hint.to_owned())
             )
@@ -190,7 +231,9 @@ fn another_object_is_refused_before_a_byte_is_delivered() {
         );
         assert_eq!(
             refused(ObjectFacts { segment_size: WalSegmentSize::new(1 << 20), ..segment_facts() }).0,
-            format!("object {key} is not what its name says: its WAL segment size is 16777216 bytes, not 1048576")
+            format!(
+                "object {key} is not what its name says: its WAL segment size is 16777216 bytes, not 1048576"
+            )
         );
         let unknown_size = ObjectFacts { segment_size: None, ..segment_facts() };
         assert!(read_object(&MemoryObject(&stored), &unknown_size, &key, &keys).is_ok());
@@ -218,7 +261,10 @@ fn keys_are_asked_for_and_plain_objects_refused_where_there_is_one() {
         (
             format!("object {key} is not encrypted, although a key is configured"),
             Cause::Key,
-            Some("somebody without the key wrote it, or it predates encryption: unset the key to read it".to_owned())
+            Some(
+                "somebody without the key wrote it, or it predates encryption: unset the key to read it"
+                    .to_owned()
+            )
         )
     );
     let (_, _, pack) = write_pack(&[b"chunk"], &sealing(Compression::None, None));
@@ -232,15 +278,21 @@ fn an_encrypted_object_does_not_open_under_another_key_of_the_repository() {
     let (stored, _) = write_segment(&rows(500), &sealing(Compression::Zstd(1), Some(test_key())));
     let elsewhere = ObjectKey::from_listing(format!("other/wal/7371/00000001/0000000A/{SEGMENT}"));
     let keys = ring(Some(&test_key()));
-    let problem = read_object(&MemoryObject(&stored), &segment_facts(), &elsewhere, &keys).expect_err("moved").to_string();
+    let problem = read_object(&MemoryObject(&stored), &segment_facts(), &elsewhere, &keys)
+        .expect_err("moved")
+        .to_string();
     assert_eq!(
         problem,
-        format!("object {elsewhere} is damaged: chunk 0 does not open: it was changed, or stored under another name")
+        format!(
+            "object {elsewhere} is damaged: chunk 0 does not open: it was changed, or stored under another name"
+        )
     );
     let problem = tail(&stored, &segment_facts(), &elsewhere, &keys).expect_err("moved").to_string();
     assert_eq!(
         problem,
-        format!("object {elsewhere} is damaged: the index does not open: it was changed, or stored under another name")
+        format!(
+            "object {elsewhere} is damaged: the index does not open: it was changed, or stored under another name"
+        )
     );
 }
 
@@ -248,7 +300,8 @@ fn an_encrypted_object_does_not_open_under_another_key_of_the_repository() {
 fn with_header_field(stored: &[u8], offset: usize, value: u8) -> Vec<u8> {
     let mut changed = stored.to_vec();
     let length = 8 + u32::from_le_bytes(changed[4..8].try_into().expect("four bytes")) as usize;
-    let copy = changed.windows(length).rposition(|part| part == &stored[..length]).expect("the header's copy");
+    let copy =
+        changed.windows(length).rposition(|part| part == &stored[..length]).expect("the header's copy");
     for begin in [0, copy] {
         changed[begin + offset] = value;
         let crc = crc32fast::hash(&changed[begin..begin + length - 4]);
@@ -283,7 +336,8 @@ fn what_version_1_does_not_know_is_named() {
 
 #[test]
 fn bytes_that_are_no_object_are_refused() {
-    let problem = |stored: &[u8]| read_segment(stored, &KeyRing::default()).expect_err("no object").to_string();
+    let problem =
+        |stored: &[u8]| read_segment(stored, &KeyRing::default()).expect_err("no object").to_string();
     let no_header = format!("object {} is damaged: it does not begin with a walhold header", segment_key());
     assert_eq!(problem(&noise(5000)), no_header);
     assert_eq!(problem(&[0; 200]), no_header);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use walhold::codec::decode::{ChunkOpener, Expected, ObjectSource, WithPrefix, read_tail};
-use walhold::codec::encode::{ChunkSource, ObjectSink, SinkError, encode_object};
+use walhold::codec::encode::{ChunkSource, ObjectSink, ObjectWriter, SinkError, encode_object};
 use walhold::codec::{Compression, KeyRing, MasterKey};
 use walhold::error::Explain;
 use walhold::exit_status::Cause;
@@ -43,7 +43,9 @@ fn objects_of_all_sizes_come_back() {
     let plaintext = rows(5 * CHUNK_SIZE);
     for sealing in sealings() {
         for chunks in 0..=5 {
-            for length in [(chunks * CHUNK_SIZE).wrapping_sub(1), chunks * CHUNK_SIZE, chunks * CHUNK_SIZE + 1] {
+            for length in
+                [(chunks * CHUNK_SIZE).wrapping_sub(1), chunks * CHUNK_SIZE, chunks * CHUNK_SIZE + 1]
+            {
                 if let Some(plaintext) = plaintext.get(..length) {
                     assert_comes_back(plaintext, &sealing);
                 }
@@ -112,6 +114,15 @@ fn assert_pack_comes_back(chunks: &[&[u8]], sealing: &walhold::codec::Sealing) {
 }
 
 #[test]
+fn a_pack_of_the_largest_chunks_comes_back() {
+    let plaintext = noise(5 * MAX_CHUNK_SIZE);
+    let chunks: Vec<&[u8]> = plaintext.chunks(MAX_CHUNK_SIZE).collect();
+    for sealing in sealings() {
+        assert_pack_comes_back(&chunks, &sealing);
+    }
+}
+
+#[test]
 fn a_chunk_opens_only_as_itself() {
     let plaintext = rows(3000);
     let chunks: Vec<&[u8]> = plaintext.chunks(1000).collect();
@@ -169,7 +180,8 @@ fn zstd_command(stored: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_zstd_command_opens_unencrypted_objects() {
-    for compression in [Compression::None, Compression::Zstd(-7), Compression::Zstd(1), Compression::Zstd(19)] {
+    for compression in [Compression::None, Compression::Zstd(-7), Compression::Zstd(1), Compression::Zstd(19)]
+    {
         let sealing = sealing(compression, None);
         for length in [0, 1, 300, 128 << 10, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE + 77] {
             let plaintext = rows(length);
@@ -281,11 +293,16 @@ fn two_encryptions_of_one_content_have_nothing_in_common_and_plain_ones_are_equa
     let plaintext = rows(5000);
     let encrypted = sealing(Compression::None, Some(test_key()));
     let (one, other) = (write_segment(&plaintext, &encrypted).0, write_segment(&plaintext, &encrypted).0);
-    let name = one.windows(SEGMENT.len()).position(|part| part == SEGMENT.as_bytes()).expect("the name is plain");
+    let name =
+        one.windows(SEGMENT.len()).position(|part| part == SEGMENT.as_bytes()).expect("the name is plain");
     let chunk = name + SEGMENT.len() + 4 + 16;
-    let same = one[chunk..chunk + 5000].iter().zip(&other[chunk..chunk + 5000]).filter(|(a, b)| a == b).count();
+    let same =
+        one[chunk..chunk + 5000].iter().zip(&other[chunk..chunk + 5000]).filter(|(a, b)| a == b).count();
     assert!(same < 100, "{same} of 5000 ciphertext bytes agree");
-    assert!(!one.windows(8).any(|part| part == &plaintext[..8]) && !one.windows(8).any(|part| part == &INDEX[..8]));
+    assert!(
+        !one.windows(8).any(|part| part == &plaintext[..8])
+            && !one.windows(8).any(|part| part == &INDEX[..8])
+    );
     let plain = sealing(Compression::Zstd(1), None);
     assert!(write_segment(&plaintext, &plain).0 == write_segment(&plaintext, &plain).0);
 }
@@ -294,8 +311,7 @@ fn two_encryptions_of_one_content_have_nothing_in_common_and_plain_ones_are_equa
 fn the_bytes_do_not_depend_on_the_number_of_workers() {
     let plaintext = rows(6 * CHUNK_SIZE + 5);
     let with = |workers| {
-        let sealing =
-            walhold::codec::Sealing { compression: Compression::Zstd(1), key: None, workers };
+        let sealing = walhold::codec::Sealing { compression: Compression::Zstd(1), key: None, workers };
         write_segment(&plaintext, &sealing).0
     };
     let one = with(Some(1));
@@ -331,7 +347,9 @@ impl ChunkSource for Script {
     }
 }
 
-fn encode_script(script: Vec<Result<(usize, bool), &'static str>>) -> Result<Vec<u8>, walhold::codec::encode::EncodeError> {
+fn encode_script(
+    script: Vec<Result<(usize, bool), &'static str>>,
+) -> Result<Vec<u8>, walhold::codec::encode::EncodeError> {
     let mut stored = Vec::new();
     let sealing = sealing(Compression::Zstd(1), None);
     encode_object(Script(script), &segment_facts(), &segment_key(), &sealing, |_| Vec::new(), &mut stored)?;
@@ -341,7 +359,9 @@ fn encode_script(script: Vec<Result<(usize, bool), &'static str>>) -> Result<Vec
 #[test]
 fn a_source_that_breaks_its_contract_or_fails_makes_no_object() {
     let problem = |script| encode_script(script).expect_err("refused").to_string();
-    let wrong = |length| format!("encode object {}: the source gave {length} bytes instead of a chunk", segment_key());
+    let wrong = |length| {
+        format!("encode object {}: the source gave {length} bytes instead of a chunk", segment_key())
+    };
     assert_eq!(problem(vec![Ok((5, false))]), wrong(5));
     assert_eq!(problem(vec![Ok((CHUNK_SIZE, false)), Ok((0, false))]), wrong(0));
     assert_eq!(problem(vec![Ok((CHUNK_SIZE, false)), Ok((CHUNK_SIZE + 1, true))]), wrong(CHUNK_SIZE + 1));
@@ -351,6 +371,30 @@ fn a_source_that_breaks_its_contract_or_fails_makes_no_object() {
     assert_eq!(error.to_string(), "read failed late");
     assert_eq!(error.exit_cause(), Cause::Unreachable);
     assert_eq!(error.hint().as_deref(), Some("a test told it to fail"));
+}
+
+#[test]
+fn a_writer_refuses_chunks_of_sizes_that_no_reader_takes() {
+    let sealing = sealing(Compression::Zstd(1), None);
+    let mut writer =
+        ObjectWriter::new(&pack_facts(), &pack_key(), &sealing, Vec::new()).expect("begin a pack");
+    for length in [0, MAX_CHUNK_SIZE + 1] {
+        let error = writer.write_chunk(&vec![0; length]).expect_err("refused");
+        let expected = format!("encode object {}: a chunk has 1 to 4194304 bytes, not {length}", pack_key());
+        assert_eq!(error.to_string(), expected);
+    }
+    for (name, compression) in
+        [("", Compression::None), ("1", Compression::Zstd(20)), ("1", Compression::Zstd(-8))]
+    {
+        let facts = walhold::format::envelope::ObjectFacts { name: name.to_owned(), ..pack_facts() };
+        let sealing = walhold::codec::Sealing { compression, ..sealing.clone() };
+        let error = ObjectWriter::new(&facts, &pack_key(), &sealing, Vec::new()).err().expect("refused");
+        let expected = format!(
+            "encode object {}: its name must have 1 to 255 bytes and its compression level lie in -7..=19",
+            pack_key()
+        );
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 #[test]
@@ -382,9 +426,13 @@ fn a_failing_sink_ends_the_work() {
         let mut sink = FailingSink(writes);
         let sealing = sealing(Compression::Zstd(1), None);
         let source = MemoryChunks(&plaintext);
-        let error = encode_object(source, &segment_facts(), &segment_key(), &sealing, |_| Vec::new(), &mut sink)
-            .expect_err("the sink failed");
-        assert_eq!((error.to_string().as_str(), error.exit_cause()), ("the store is gone", Cause::Unreachable));
+        let error =
+            encode_object(source, &segment_facts(), &segment_key(), &sealing, |_| Vec::new(), &mut sink)
+                .expect_err("the sink failed");
+        assert_eq!(
+            (error.to_string().as_str(), error.exit_cause()),
+            ("the store is gone", Cause::Unreachable)
+        );
     }
 }
 
@@ -396,23 +444,33 @@ fn a_failing_delivery_or_source_ends_the_work() {
             self.0.stored_length()
         }
         fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, SinkError> {
-            if offset >= self.1 { Err(Box::new(Told("the connection broke"))) } else { self.0.read_range(offset, length) }
+            if offset >= self.1 {
+                Err(Box::new(Told("the connection broke")))
+            } else {
+                self.0.read_range(offset, length)
+            }
         }
     }
     let (stored, _) = write_segment(&noise(14 * MIB), &sealing(Compression::None, None));
     for from in [0, 4 * MIB, 8 * MIB, 12 * MIB] {
         let source = FailsFrom(MemoryObject(&stored), from as u64);
-        let error = read_object(&source, &segment_facts(), &segment_key(), &KeyRing::default()).expect_err("fails");
-        assert_eq!((error.to_string().as_str(), error.exit_cause()), ("the connection broke", Cause::Unreachable));
+        let error =
+            read_object(&source, &segment_facts(), &segment_key(), &KeyRing::default()).expect_err("fails");
+        assert_eq!(
+            (error.to_string().as_str(), error.exit_cause()),
+            ("the connection broke", Cause::Unreachable)
+        );
     }
     let expected = Expected { facts: &segment_facts(), key: &segment_key() };
     for mut deliveries in [0, 1, 13] {
         let mut deliver = |_: &[u8]| -> Result<(), SinkError> {
-            deliveries = usize::checked_sub(deliveries, 1).ok_or_else(|| Box::new(Told("disk full")) as SinkError)?;
+            deliveries =
+                usize::checked_sub(deliveries, 1).ok_or_else(|| Box::new(Told("disk full")) as SinkError)?;
             Ok(())
         };
         let source = MemoryObject(&stored);
-        let decoded = walhold::codec::decode::decode_object(&source, &expected, &KeyRing::default(), &mut deliver);
+        let decoded =
+            walhold::codec::decode::decode_object(&source, &expected, &KeyRing::default(), &mut deliver);
         assert_eq!(decoded.expect_err("fails").to_string(), "disk full");
     }
 }

@@ -34,7 +34,8 @@ pub fn pack_facts() -> ObjectFacts {
 
 /// A key that every test may know.
 pub fn test_key() -> MasterKey {
-    MasterKey::parse("000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f").expect("parse the test key")
+    MasterKey::parse("000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f")
+        .expect("parse the test key")
 }
 
 pub fn sealing(compression: Compression, key: Option<MasterKey>) -> Sealing {
@@ -59,7 +60,9 @@ pub fn rows(length: usize) -> Vec<u8> {
     let mut number = 1_u64;
     while text.len() < length {
         number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        text.extend_from_slice(format!("{{\"id\": {}, \"name\": \"row {}\"}}\n", text.len(), number >> 48).as_bytes());
+        text.extend_from_slice(
+            format!("{{\"id\": {}, \"name\": \"row {}\"}}\n", text.len(), number >> 48).as_bytes(),
+        );
     }
     text.truncate(length);
     text
@@ -123,15 +126,9 @@ pub const INDEX: &[u8] = b"the index of this object, which says what its records
 pub fn write_segment(plaintext: &[u8], sealing: &Sealing) -> (Vec<u8>, Encoded) {
     let mut stored = Vec::new();
     let index = |_: MemoryChunks<'_>| INDEX.to_vec();
-    let encoded = encode_object(
-        MemoryChunks(plaintext),
-        &segment_facts(),
-        &segment_key(),
-        sealing,
-        index,
-        &mut stored,
-    )
-    .expect("encode a segment");
+    let encoded =
+        encode_object(MemoryChunks(plaintext), &segment_facts(), &segment_key(), sealing, index, &mut stored)
+            .expect("encode a segment");
     (stored, encoded)
 }
 

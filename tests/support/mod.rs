@@ -2,6 +2,12 @@
 #![allow(dead_code)]
 
 pub mod archive;
+pub mod cloud_emulators;
+pub mod fault_proxy;
+pub mod gcs_gateway;
+pub mod memory;
 pub mod postgres;
 pub mod program;
+pub mod stores;
+pub mod tmpfs;
 pub mod wal_files;

@@ -79,7 +79,7 @@ impl ClusterBuilder {
 
     /// initdb, without a start.
     pub fn create(self) -> Cluster {
-        let mut cluster = Cluster::prepare(self.major, None, self.tcp);
+        let cluster = Cluster::prepare(self.major, None, self.tcp);
         let mut initdb = ServerUser::get().command(cluster.installation.program("initdb"));
         initdb.current_dir(&cluster.root).arg("-D").arg(&cluster.data).args([
             "-U",
@@ -258,7 +258,7 @@ impl Cluster {
     // --- settings ---------------------------------------------------------------------------------------------------
 
     /// Appends to postgresql.conf; the last line wins.
-    pub fn configure(&mut self, name: &str, value: &str) {
+    pub fn configure(&self, name: &str, value: &str) {
         let path = self.data.join("postgresql.conf");
         let file = File::options().append(true).open(&path);
         let mut file = file.unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
@@ -278,14 +278,14 @@ impl Cluster {
     }
 
     /// Archives with `program wal-push` under these variables, from the next start on.
-    pub fn archive_with(&mut self, program: &Path, environment: &[(&str, &str)]) {
+    pub fn archive_with(&self, program: &Path, environment: &[(&str, &str)]) {
         self.configure("archive_mode", "on");
         self.configure("archive_command", &command_line(program, environment, "wal-push %p"));
         self.configure("archive_timeout", "60s");
     }
 
     /// Recovers with `program wal-fetch` under these variables, from the next start on.
-    pub fn restore_with(&mut self, program: &Path, environment: &[(&str, &str)]) {
+    pub fn restore_with(&self, program: &Path, environment: &[(&str, &str)]) {
         self.configure("restore_command", &command_line(program, environment, "wal-fetch %f %p"));
     }
 

@@ -240,9 +240,13 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_survived(text in "([a-z='\\\\ #.0-9\\n]|\\PC){0,60}") {
+        fn any_text_is_survived(text in "(a ?=? ?|[a-z='\\\\ #.0-9\\n]|\\PC){0,60}") {
             let _ = parse_settings(&text);
             let _ = remove_settings(&text, &["a"]);
+            for found in parse_settings(&text).unwrap_or_default() {
+                let replaced = replace_settings(&text, &[(found.name.clone(), found.value.clone())]);
+                prop_assert_eq!(setting(&parse_settings(&replaced).unwrap(), &found.name), Some(found.value));
+            }
         }
     }
 }

@@ -26,7 +26,8 @@ impl Writer {
         let address = self.position();
         let long = address.is_multiple_of(SIZE);
         let mut header = 0xD110u16.to_le_bytes().to_vec();
-        header.extend((flags | if long { 2 } else { 0 }).to_le_bytes());
+        // XLP_BKP_REMOVABLE stands on most pages and means nothing.
+        header.extend((flags | 4 | if long { 2 } else { 0 }).to_le_bytes());
         header.extend(1u32.to_le_bytes());
         header.extend(address.to_le_bytes());
         header.extend((remaining as u32).to_le_bytes());
@@ -252,7 +253,7 @@ fn a_record_given_up_in_a_crash_is_none() {
     lost.resize(20_005 + 24, 1);
     lost[..4].copy_from_slice(&20_029u32.to_le_bytes());
     let begun = writer.write(&lost, 4000);
-    writer.page_header(4, 0);
+    writer.page_header(8, 0);
     let mut data = begun.to_le_bytes().to_vec();
     data.extend([0; 8]);
     writer.record(0, 0xD0, 0, &data);
@@ -304,8 +305,8 @@ fn says_what_is_wrong() {
     };
     assert_eq!(damage(&|_| {}), "0/5046F8 nothing was written from here on");
     assert_eq!(damage(&|s| s[100] ^= 1), "0/500028 record has a wrong CRC");
-    assert_eq!(damage(&|s| s[8192] = 0), "0/502000 page has magic D100 and flags 0001");
-    assert_eq!(damage(&|s| s[8192 + 2] = 8), "0/502000 page has magic D110 and flags 0008");
+    assert_eq!(damage(&|s| s[8192] = 0), "0/502000 page has magic D100 and flags 0005");
+    assert_eq!(damage(&|s| s[8192 + 2] = 16), "0/502000 page has magic D110 and flags 0010");
     assert_eq!(damage(&|s| s[8192 + 4] = 2), "0/502000 page has timeline 2");
     assert_eq!(damage(&|s| s[8192 + 9] = 0x40), "0/502000 page has the address 0/504000");
     assert_eq!(

@@ -1,0 +1,578 @@
+//! How an object gets into a cloud store: create-only, and verified before it is acknowledged.
+//!
+//! Small objects are one request, sent when the content is complete. Larger ones go up in parts while the caller is
+//! still encoding: to their own path where that belongs to one publisher alone ([`Naming::Unique`]), else to a temporary
+//! path, from which a create-only copy publishes them, because completing a multipart upload is not create-only.
+//!
+//! What makes a 2xx mean "durable and right":
+//! - S3: every request carries the SHA-256 of its body, which the store checks.
+//! - Google, Azure: the MD5 that the store reports is compared with ours; where it reports none, the object is read
+//!   back and compared.
+//!
+//! What must hold: at most [`PARTS_IN_FLIGHT`] + 1 parts are in memory, and nothing stays behind when an upload is
+//! dropped (a killed process leaves a temporary object or an unfinished multipart upload, both invisible to listings).
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::TryStreamExt;
+use md5::Digest as _;
+use object_store::multipart::PartId;
+use object_store::path::Path;
+use object_store::{
+    CopyMode, CopyOptions, Error, GetOptions, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
+use tokio::task::JoinHandle;
+
+use super::cloud::{CloudStore, STALL, STALL_OF_COPY};
+use super::cloud_error::{classify, is_absent};
+use super::connect::Provider;
+use super::directory_publish::RawPublished;
+use super::naming::TEMPORARY_FOLDER;
+use super::retry::{Failed, Retries, retried};
+use super::transport::{Fault, Seen, watched};
+use super::{Naming, Patience, RepositoryError};
+use crate::format::digest::to_hex;
+use crate::format::marker::CreateOnly;
+
+/// What S3 and Google take as the smallest part of a multipart upload.
+const PART: usize = 5 << 20;
+/// Parts on their way at once.
+const PARTS_IN_FLIGHT: usize = 2;
+/// An object that is expected to be no larger is held in memory and sent as one request.
+const LARGEST_SINGLE: usize = 20 << 20;
+/// The pieces that a body is held and sent in; progress is seen from one to the next.
+const BLOCK: usize = 256 << 10;
+/// How long cleaning up after oneself may take.
+const PATIENCE_OF_CLEANING: Duration = Duration::from_secs(5);
+/// What is read back at once to be compared.
+const READ_BACK: usize = 4 << 20;
+
+/// An object on its way into a cloud store.
+pub(super) struct CloudUpload {
+    store: CloudStore,
+    key: String,
+    naming: Naming,
+    create_only: CreateOnly,
+    patience: Patience,
+    /// Buffered bytes above which parts go out.
+    hold: usize,
+    buffer: Buffer,
+    multipart: Option<Multipart>,
+}
+
+/// Bytes that were not sent yet, in pieces that are shared rather than copied when they are sent.
+#[derive(Default)]
+struct Buffer {
+    blocks: VecDeque<Bytes>,
+    open: BytesMut,
+    length: usize,
+}
+
+/// A multipart upload under way.
+struct Multipart {
+    /// Where it goes: the object's path or a temporary one.
+    path: String,
+    place: Path,
+    id: String,
+    sent: usize,
+    stored: Vec<PartId>,
+    in_flight: VecDeque<JoinHandle<Result<StoredPart, RepositoryError>>>,
+    length: u64,
+    content: blake3::Hasher,
+    verified: Verified,
+}
+
+struct StoredPart {
+    id: PartId,
+    verified: Verified,
+}
+
+/// Whether the store has said that it got what was sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verified {
+    ByStore,
+    NotYet,
+}
+
+impl Buffer {
+    fn push(&mut self, mut bytes: &[u8]) {
+        self.length += bytes.len();
+        while !bytes.is_empty() {
+            if self.open.capacity() == 0 {
+                self.open.reserve(BLOCK);
+            }
+            let room = self.open.capacity() - self.open.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.open.extend_from_slice(now);
+            bytes = later;
+            if self.open.len() == self.open.capacity() {
+                self.blocks.push_back(std::mem::take(&mut self.open).freeze());
+            }
+        }
+    }
+
+    /// The first `length` bytes, or all there are.
+    fn take(&mut self, length: usize) -> PutPayload {
+        if length >= self.length && !self.open.is_empty() {
+            self.blocks.push_back(std::mem::take(&mut self.open).freeze());
+        }
+        let (mut taken, mut missing) = (Vec::new(), length.min(self.length));
+        while missing > 0 {
+            let Some(mut block) = self.blocks.pop_front() else {
+                // What is open is needed too.
+                self.blocks.push_back(std::mem::take(&mut self.open).freeze());
+                continue;
+            };
+            if block.len() > missing {
+                self.blocks.push_front(block.split_off(missing));
+            }
+            missing -= block.len();
+            self.length -= block.len();
+            taken.push(block);
+        }
+        taken.into_iter().collect()
+    }
+}
+
+impl CloudStore {
+    /// Begins an object whose path will be `key`, perhaps with a suffix.
+    pub(super) fn begin(
+        &self,
+        key: &str,
+        naming: Naming,
+        create_only: CreateOnly,
+        expected_length: u64,
+        patience: Patience,
+    ) -> CloudUpload {
+        let is_small = expected_length <= LARGEST_SINGLE as u64;
+        CloudUpload {
+            store: self.clone(),
+            key: key.to_owned(),
+            naming,
+            create_only,
+            patience,
+            hold: if is_small { LARGEST_SINGLE } else { PART },
+            buffer: Buffer::default(),
+            multipart: None,
+        }
+    }
+
+    /// Publishes a small object whole.
+    pub(super) fn put(
+        &self,
+        path: &str,
+        bytes: &[u8],
+        create_only: CreateOnly,
+        patience: Patience,
+    ) -> Result<RawPublished, RepositoryError> {
+        self.put_payload(path, &PutPayload::from(bytes.to_vec()), create_only, patience)
+    }
+
+    fn put_payload(
+        &self,
+        path: &str,
+        payload: &PutPayload,
+        create_only: CreateOnly,
+        patience: Patience,
+    ) -> Result<RawPublished, RepositoryError> {
+        let place = self.place("publish", path)?;
+        let mode = match create_only {
+            CreateOnly::Enforced => PutMode::Create,
+            CreateOnly::Suffixed => PutMode::Overwrite,
+        };
+        retried("publish", path, patience, |deadline| {
+            let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
+            let put = self.objects().put_opts(&place, payload.clone(), options);
+            match self.attempt(deadline, STALL, put) {
+                Ok((_, seen)) => {
+                    if self.verify(payload, &seen) == Verified::NotYet {
+                        self.compare_payload(path, &place, payload, deadline)?;
+                    }
+                    Ok(RawPublished::Created)
+                }
+                Err(Fault::Store { error, .. }) if is_taken(&error) => self.taken(path, deadline),
+                Err(fault) => Err(classify(self.request("publish", path), fault)),
+            }
+        })
+    }
+
+    /// What lies where something is said to lie. A conflict is also answered when two requests only crossed.
+    fn taken(&self, path: &str, deadline: Instant) -> Result<RawPublished, Failed> {
+        match self.find_once(path, deadline)? {
+            Some(object) => Ok(RawPublished::Exists(object)),
+            None => Err(Failed::again("the store answers that something lies there, but nothing does")),
+        }
+    }
+
+    /// Whether the store's answer proves that it has what was sent.
+    fn verify(&self, payload: &PutPayload, seen: &Seen) -> Verified {
+        match (self.shared.client.provider, seen.md5) {
+            (Provider::S3, _) => Verified::ByStore,
+            (Provider::Google | Provider::Azure, Some(md5)) if md5 == md5_of(payload) => Verified::ByStore,
+            (Provider::Google | Provider::Azure, _) => Verified::NotYet,
+        }
+    }
+
+    /// Reads a small object back; one that is not what was sent is removed again, so that it can be sent again.
+    fn compare_payload(
+        &self,
+        path: &str,
+        place: &Path,
+        payload: &PutPayload,
+        deadline: Instant,
+    ) -> Result<(), Failed> {
+        let compare = async {
+            let mut stored = self.objects().get_opts(place, GetOptions::default()).await?.into_stream();
+            let mut expected = payload.iter().flat_map(|block| block.iter().copied());
+            while let Some(piece) = stored.try_next().await? {
+                if !piece.iter().all(|byte| expected.next() == Some(*byte)) {
+                    return Ok(false);
+                }
+            }
+            Ok(expected.next().is_none())
+        };
+        match self.attempt(deadline, STALL, compare) {
+            Ok((true, _)) => Ok(()),
+            Ok((false, _)) => {
+                self.delete(path, Patience::Until(deadline))?;
+                Err(Failed::again("what the store kept is not what was sent; it was removed"))
+            }
+            Err(fault) => Err(classify(self.request("publish", path), fault)),
+        }
+    }
+
+    /// Whether large objects are created exclusively: `path` exists, and a copy to it must be refused.
+    pub(super) fn probe_large_objects(
+        &self,
+        path: &str,
+        other: &[u8],
+        patience: Patience,
+    ) -> Result<CreateOnly, RepositoryError> {
+        let temporary = temporary_path(path)?;
+        self.put(&temporary, other, CreateOnly::Suffixed, patience)?;
+        let copied = self.copy(&temporary, path, other.len() as u64, CreateOnly::Enforced, patience);
+        let cleaned = self.delete(&temporary, patience);
+        let published = copied?;
+        cleaned?;
+        Ok(match published {
+            RawPublished::Created => CreateOnly::Suffixed,
+            RawPublished::Exists(_) => CreateOnly::Enforced,
+        })
+    }
+
+    /// Publishes what lies under `from` as `to`.
+    fn copy(
+        &self,
+        from: &str,
+        to: &str,
+        length: u64,
+        create_only: CreateOnly,
+        patience: Patience,
+    ) -> Result<RawPublished, RepositoryError> {
+        let (source, place) = (self.place("publish", from)?, self.place("publish", to)?);
+        let mode = match create_only {
+            CreateOnly::Enforced => CopyMode::Create,
+            CreateOnly::Suffixed => CopyMode::Overwrite,
+        };
+        let published = retried("publish", to, patience, |deadline| {
+            let copy = self.objects().copy_opts(&source, &place, CopyOptions::new().with_mode(mode));
+            match self.attempt(deadline, STALL_OF_COPY, copy) {
+                Ok(_) => Ok(RawPublished::Created),
+                Err(Fault::Store { error, .. }) if is_taken(&error) => self.taken(to, deadline),
+                Err(fault) => Err(classify(self.request("publish", to), fault)),
+            }
+        })?;
+        if published == RawPublished::Created {
+            self.await_copy(to, &place, length, patience)?;
+        }
+        Ok(published)
+    }
+
+    /// Azure may answer before a copy is made.
+    fn await_copy(
+        &self,
+        path: &str,
+        place: &Path,
+        length: u64,
+        patience: Patience,
+    ) -> Result<(), RepositoryError> {
+        retried("publish", path, patience, |deadline| {
+            match self.attempt(deadline, STALL, self.objects().head(place)) {
+                Ok((_, seen)) if seen.copy_pending => Err(Failed::again("the store is still copying")),
+                Ok((meta, _)) if meta.size == length => Ok(()),
+                Ok((meta, _)) => {
+                    let problem = format!("the store copied {} of {length} bytes", meta.size);
+                    Err(self.request("publish", path).damaged(problem).into())
+                }
+                Err(fault) => Err(classify(self.request("publish", path), fault)),
+            }
+        })
+    }
+}
+
+impl CloudUpload {
+    /// Takes the next bytes. Waits while as many parts as may be are on their way.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), RepositoryError> {
+        self.buffer.push(bytes);
+        if self.buffer.length > self.hold {
+            self.hold = PART;
+            while self.buffer.length > PART {
+                self.send_part(PART)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the object durable and visible under `path`, unless the store knows that something lies there.
+    pub(super) fn finish(mut self, path: &str) -> Result<RawPublished, RepositoryError> {
+        if self.multipart.is_none() {
+            let payload = self.buffer.take(usize::MAX);
+            return self.store.put_payload(path, &payload, self.create_only, self.patience);
+        }
+        while self.buffer.length > 0 {
+            self.send_part(PART)?;
+        }
+        self.collect_parts(0)?;
+        // Still there if this fails, to be aborted on drop.
+        if let Some(multipart) = &self.multipart {
+            self.complete(multipart)?;
+        }
+        let Some(multipart) = self.multipart.take() else {
+            return Ok(RawPublished::Created);
+        };
+        let published = self.publish_completed(&multipart, path);
+        if multipart.path != path {
+            self.remove_temporary(&multipart.path);
+        }
+        published
+    }
+
+    fn publish_completed(&self, multipart: &Multipart, path: &str) -> Result<RawPublished, RepositoryError> {
+        if multipart.verified == Verified::NotYet
+            && let Err(error) = self.compare_content(multipart)
+        {
+            if multipart.path == path {
+                self.store.delete(path, self.patience)?;
+            }
+            return Err(error);
+        }
+        if multipart.path == path {
+            return Ok(RawPublished::Created);
+        }
+        self.store.copy(&multipart.path, path, multipart.length, self.create_only, self.patience)
+    }
+
+    fn remove_temporary(&self, path: &str) {
+        if let Err(error) = self.store.delete(path, Patience::PerRequest(PATIENCE_OF_CLEANING)) {
+            tracing::warn!("{error}; a temporary object stays behind, which nothing reads");
+        }
+    }
+
+    fn send_part(&mut self, length: usize) -> Result<(), RepositoryError> {
+        if self.multipart.is_none() {
+            self.multipart = Some(self.create()?);
+        }
+        self.collect_parts(PARTS_IN_FLIGHT - 1)?;
+        let payload = self.buffer.take(length);
+        let Some(multipart) = &mut self.multipart else {
+            return Ok(());
+        };
+        for block in &payload {
+            multipart.content.update(block);
+        }
+        multipart.length += payload.content_length() as u64;
+        let upload = upload_part(
+            self.store.clone(),
+            multipart.path.clone(),
+            multipart.place.clone(),
+            multipart.id.clone(),
+            multipart.sent,
+            payload,
+            self.patience,
+        );
+        multipart.sent += 1;
+        multipart.in_flight.push_back(self.store.runtime().spawn(upload));
+        Ok(())
+    }
+
+    /// Waits until at most `remaining` parts are on their way.
+    fn collect_parts(&mut self, remaining: usize) -> Result<(), RepositoryError> {
+        let Some(multipart) = &mut self.multipart else {
+            return Ok(());
+        };
+        while multipart.in_flight.len() > remaining {
+            let Some(part) = multipart.in_flight.pop_front() else { break };
+            let part = self.store.runtime().block_on(part).map_err(|error| {
+                // A panic in the upload, or the runtime is gone: a mistake of ours either way.
+                self.store
+                    .request("publish", &multipart.path)
+                    .damaged(format!("the upload of a part ended: {error}"))
+            })??;
+            multipart.stored.push(part.id);
+            if part.verified == Verified::NotYet {
+                multipart.verified = Verified::NotYet;
+            }
+        }
+        Ok(())
+    }
+
+    fn create(&self) -> Result<Multipart, RepositoryError> {
+        let path = match self.naming {
+            Naming::Unique => self.key.clone(),
+            Naming::ByStore | Naming::AlwaysSuffixed => temporary_path(&self.key)?,
+        };
+        let place = self.store.place("publish", &path)?;
+        let id = retried("publish", &path, self.patience, |deadline| {
+            let create = self.store.shared.client.uploads.create_multipart(&place);
+            match self.store.attempt(deadline, STALL, create) {
+                Ok((id, _)) => Ok(id),
+                Err(fault) => Err(classify(self.store.request("publish", &path), fault)),
+            }
+        })?;
+        Ok(Multipart {
+            path,
+            place,
+            id,
+            sent: 0,
+            stored: Vec::new(),
+            in_flight: VecDeque::new(),
+            length: 0,
+            content: blake3::Hasher::new(),
+            verified: Verified::ByStore,
+        })
+    }
+
+    fn complete(&self, multipart: &Multipart) -> Result<(), RepositoryError> {
+        let (store, path) = (&self.store, multipart.path.as_str());
+        let mut answer_lost = false;
+        retried("publish", path, self.patience, |deadline| {
+            let parts = multipart.stored.clone();
+            let complete =
+                store.shared.client.uploads.complete_multipart(&multipart.place, &multipart.id, parts);
+            match store.attempt(deadline, STALL_OF_COPY, complete) {
+                Ok(_) => Ok(()),
+                // An earlier attempt did it: the upload is gone because the object is there.
+                Err(fault) if answer_lost && is_absent(&fault) => match store.find_once(path, deadline)? {
+                    Some(object) if object.size == multipart.length => Ok(()),
+                    _ => Err(store.request("publish", path).missing().into()),
+                },
+                Err(fault) => {
+                    answer_lost = true;
+                    Err(classify(store.request("publish", path), fault))
+                }
+            }
+        })
+    }
+
+    /// Reads a large object back.
+    fn compare_content(&self, multipart: &Multipart) -> Result<(), RepositoryError> {
+        let mut content = blake3::Hasher::new();
+        let mut offset = 0;
+        while offset < multipart.length {
+            let length = (multipart.length - offset).min(READ_BACK as u64);
+            let length = usize::try_from(length).unwrap_or(READ_BACK);
+            content.update(&self.store.read_range(&multipart.path, offset, length, self.patience)?);
+            offset += length as u64;
+        }
+        if content.finalize() == multipart.content.finalize() {
+            return Ok(());
+        }
+        let problem = "what the store kept is not what was sent; it was removed".to_owned();
+        Err(self.store.request("publish", &multipart.path).damaged(problem))
+    }
+}
+
+impl Drop for CloudUpload {
+    fn drop(&mut self) {
+        let Some(multipart) = self.multipart.take() else {
+            return;
+        };
+        let store = &self.store;
+        for part in &multipart.in_flight {
+            part.abort();
+        }
+        let abort = async {
+            // A part that is still on its way would outlive the abort.
+            for part in multipart.in_flight {
+                let _ = part.await;
+            }
+            store.shared.client.uploads.abort_multipart(&multipart.place, &multipart.id).await
+        };
+        let deadline = Instant::now() + PATIENCE_OF_CLEANING;
+        // Nobody reads an unfinished upload; the store's own rules remove it in time.
+        if let Err(fault) = store.attempt(deadline, STALL, abort) {
+            tracing::debug!("abort the upload of {}: {fault:?}", multipart.path);
+        }
+    }
+}
+
+/// Uploads one part, on the runtime, while the caller goes on.
+async fn upload_part(
+    store: CloudStore,
+    path: String,
+    place: Path,
+    id: String,
+    number: usize,
+    payload: PutPayload,
+    patience: Patience,
+) -> Result<StoredPart, RepositoryError> {
+    let mut retries = Retries::begin("publish", &path, patience);
+    loop {
+        let put = store.shared.client.uploads.put_part(&place, &id, number, payload.clone());
+        match watched(retries.deadline(), STALL, put).await {
+            Ok((id, seen)) => return Ok(StoredPart { id, verified: store.verify(&payload, &seen) }),
+            Err(fault) => {
+                let failed = classify(store.request("publish", &path), fault);
+                tokio::time::sleep(retries.after(failed)?).await;
+            }
+        }
+    }
+}
+
+/// Whether a create-only request was refused because of what lies there.
+fn is_taken(error: &Error) -> bool {
+    matches!(error, Error::AlreadyExists { .. } | Error::Precondition { .. } | Error::NotModified { .. })
+}
+
+fn md5_of(payload: &PutPayload) -> [u8; 16] {
+    let mut digest = md5::Md5::new();
+    for block in payload {
+        digest.update(block);
+    }
+    digest.finalize().into()
+}
+
+fn temporary_path(key: &str) -> Result<String, RepositoryError> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| RepositoryError::Damaged {
+        verb: "publish",
+        key: key.to_owned(),
+        problem: format!("the system gives no randomness: {error}"),
+    })?;
+    Ok(format!("{TEMPORARY_FOLDER}/{}", to_hex(&random)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_gives_back_what_went_in() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(3 * BLOCK + 12_345).collect();
+        for (piece, part) in [(1000, PART), (700_001, 100_000), (BLOCK, BLOCK), (bytes.len(), 7)] {
+            let mut buffer = Buffer::default();
+            bytes.chunks(piece).for_each(|piece| buffer.push(piece));
+            assert_eq!(buffer.length, bytes.len());
+            let mut back = Vec::new();
+            while buffer.length > 0 {
+                let payload = buffer.take(part);
+                assert_eq!(payload.content_length(), part.min(bytes.len() - back.len()));
+                payload.iter().for_each(|block| back.extend_from_slice(block));
+            }
+            assert!(back == bytes, "{piece} {part}");
+        }
+        assert_eq!(Buffer::default().take(usize::MAX).content_length(), 0);
+    }
+}

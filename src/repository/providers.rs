@@ -1,0 +1,195 @@
+//! From options and environment to a client of one provider.
+//!
+//! The environment is read as object_store reads it (`AWS_*`, `GOOGLE_*`, `AZURE_*`); AWS profiles are added where no
+//! key is given otherwise; `[repository.options]` override both. Whatever the order, object_store's own retries are
+//! off (ours know the deadline), and S3 checksums every upload.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3CopyIfNotExists};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::list::PaginatedListStore;
+use object_store::multipart::MultipartStore;
+use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
+
+use super::aws_profile;
+use super::connect::Provider;
+use super::transport::Connector;
+
+/// One client behind the three interfaces that are used of it.
+#[derive(Clone)]
+pub(super) struct Client {
+    pub(super) provider: Provider,
+    pub(super) objects: Arc<dyn ObjectStore>,
+    pub(super) uploads: Arc<dyn MultipartStore>,
+    pub(super) listing: Arc<dyn PaginatedListStore>,
+}
+
+impl Client {
+    fn of<S>(provider: Provider, store: S) -> Client
+    where
+        S: ObjectStore + MultipartStore + PaginatedListStore + Clone,
+    {
+        Client {
+            provider,
+            objects: Arc::new(store.clone()),
+            uploads: Arc::new(store.clone()),
+            listing: Arc::new(store),
+        }
+    }
+}
+
+/// Makes a client; nothing is sent yet. An error is one line without secrets.
+pub(super) fn client(
+    provider: Provider,
+    bucket: &str,
+    options: &BTreeMap<String, String>,
+) -> Result<Client, String> {
+    match provider {
+        Provider::S3 => s3(bucket, options),
+        Provider::Google => google(bucket, options),
+        Provider::Azure => azure(bucket, options),
+    }
+}
+
+fn no_retries() -> RetryConfig {
+    RetryConfig { max_retries: 0, retry_timeout: Duration::ZERO, ..RetryConfig::default() }
+}
+
+fn s3(bucket: &str, options: &BTreeMap<String, String>) -> Result<Client, String> {
+    let options = parsed::<AmazonS3ConfigKey>("S3", options)?;
+    let is_given = |key: &AmazonS3ConfigKey| options.iter().any(|(given, _)| given == key);
+    let mut builder = AmazonS3Builder::from_env()
+        .with_retry(no_retries())
+        .with_http_connector(Connector)
+        .with_checksum_algorithm(Checksum::SHA256)
+        .with_copy_if_not_exists(S3CopyIfNotExists::Multipart)
+        // Not every S3-compatible store deletes in bulk; objects are deleted one by one here anyway.
+        .with_config(AmazonS3ConfigKey::DisableBulkDelete, "true");
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let has_key = variable("AWS_ACCESS_KEY_ID").is_some() || is_given(&AmazonS3ConfigKey::AccessKeyId);
+    let has_role = variable("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() && variable("AWS_PROFILE").is_none();
+    if !has_key && !has_role && !is_given(&AmazonS3ConfigKey::SkipSignature) {
+        builder = with_profile(builder, &aws_profile::from_environment(variable)?.unwrap_or_default());
+    }
+    for (key, value) in options {
+        refuse_place(&key, &[AmazonS3ConfigKey::Bucket])?;
+        builder = builder.with_config(key, value);
+    }
+    let endpoint = builder
+        .get_config_value(&AmazonS3ConfigKey::S3Endpoint)
+        .or_else(|| builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
+    if endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")) {
+        builder = builder.with_config(AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp), "true");
+    }
+    let store = builder.with_bucket_name(bucket).build();
+    store.map(|store| Client::of(Provider::S3, store)).map_err(words)
+}
+
+/// A profile's key goes together; its region and endpoint count where nothing else gives them.
+fn with_profile(mut builder: AmazonS3Builder, profile: &aws_profile::Profile) -> AmazonS3Builder {
+    if let (Some(id), Some(secret)) = (&profile.access_key_id, &profile.secret_access_key) {
+        builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+        if let Some(token) = &profile.session_token {
+            builder = builder.with_token(token);
+        }
+    }
+    let gap = |key| builder.get_config_value(&key).is_none();
+    let region = profile.region.as_ref().filter(|_| gap(AmazonS3ConfigKey::Region)).cloned();
+    let needs_endpoint = gap(AmazonS3ConfigKey::Endpoint) && gap(AmazonS3ConfigKey::S3Endpoint);
+    if let Some(region) = region {
+        builder = builder.with_region(region);
+    }
+    match &profile.endpoint_url {
+        Some(endpoint) if needs_endpoint => builder.with_endpoint(endpoint),
+        _ => builder,
+    }
+}
+
+fn google(bucket: &str, options: &BTreeMap<String, String>) -> Result<Client, String> {
+    let mut builder =
+        GoogleCloudStorageBuilder::from_env().with_retry(no_retries()).with_http_connector(Connector);
+    for (key, value) in parsed::<GoogleConfigKey>("Google Cloud Storage", options)? {
+        refuse_place(&key, &[GoogleConfigKey::Bucket])?;
+        builder = builder.with_config(key, value);
+    }
+    let store = builder.with_bucket_name(bucket).build();
+    store.map(|store| Client::of(Provider::Google, store)).map_err(words)
+}
+
+fn azure(container: &str, options: &BTreeMap<String, String>) -> Result<Client, String> {
+    let mut builder =
+        MicrosoftAzureBuilder::from_env().with_retry(no_retries()).with_http_connector(Connector);
+    for (key, value) in parsed::<AzureConfigKey>("Azure", options)? {
+        refuse_place(&key, &[AzureConfigKey::ContainerName])?;
+        builder = builder.with_config(key, value);
+    }
+    let endpoint = builder.get_config_value(&AzureConfigKey::Endpoint);
+    if endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")) {
+        builder = builder.with_config(AzureConfigKey::Client(ClientConfigKey::AllowHttp), "true");
+    }
+    let store = builder.with_container_name(container).build();
+    store.map(|store| Client::of(Provider::Azure, store)).map_err(words)
+}
+
+/// The options by key; one that is not known, or would have no effect, is refused by name.
+fn parsed<K: std::str::FromStr + AsRef<str>>(
+    provider: &str,
+    options: &BTreeMap<String, String>,
+) -> Result<Vec<(K, String)>, String> {
+    let parse = |(name, value): (&String, &String)| {
+        let Ok(key) = name.to_ascii_lowercase().parse::<K>() else {
+            return Err(format!("option {name:?} is not known to {provider}"));
+        };
+        match key.as_ref() {
+            "timeout" | "read_timeout" | "connect_timeout" => {
+                Err(format!("option {name:?} has no effect: walhold sets its own deadlines"))
+            }
+            _ => Ok((key, value.clone())),
+        }
+    };
+    options.iter().map(parse).collect()
+}
+
+/// The bucket or container is part of the address.
+fn refuse_place<K: AsRef<str> + PartialEq>(key: &K, places: &[K]) -> Result<(), String> {
+    if places.contains(key) {
+        return Err(format!("option {:?} belongs into the address", key.as_ref()));
+    }
+    Ok(())
+}
+
+/// object_store's words about a setting, without the value: it may be a secret.
+fn words(error: object_store::Error) -> String {
+    let text = error.to_string();
+    let text = text.lines().next().unwrap_or_default();
+    match text.split_once('"') {
+        Some((before, _)) => format!("{}…", before.trim_end()),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(name: &str, value: &str) -> BTreeMap<String, String> {
+        [(name.to_owned(), value.to_owned())].into()
+    }
+
+    #[test]
+    fn an_option_is_known_or_refused() {
+        let refused = |provider, name| client(provider, "b", &options(name, "x")).err().unwrap();
+        assert_eq!(refused(Provider::S3, "aws_regoin"), "option \"aws_regoin\" is not known to S3");
+        assert_eq!(refused(Provider::Azure, "region"), "option \"region\" is not known to Azure");
+        assert_eq!(refused(Provider::S3, "bucket"), "option \"aws_bucket\" belongs into the address");
+        assert_eq!(
+            refused(Provider::Google, "timeout"),
+            "option \"timeout\" has no effect: walhold sets its own deadlines"
+        );
+        assert!(client(Provider::S3, "b", &options("AWS_REGION", "eu-west-1")).is_ok());
+    }
+}

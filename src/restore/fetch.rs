@@ -1,0 +1,232 @@
+//! Fetch: the backup's bytes from the packs to their places, in parallel.
+//!
+//! In: the manifest's ranges. They are sorted by where they lie in the packs, neighbours are read together, and each worker reads,
+//! opens, checks and writes on its own thread; every range has its digest compared. Out: files with all their bytes, or
+//! the first error. Nothing here is durable yet: see [`super::finish`].
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::error::RestoreError;
+use super::packs::{FoundPack, damaged_range, pack_at, part_of};
+use super::target_files::TargetFiles;
+use crate::codec::KeyRing;
+use crate::codec::decode::ChunkOpener;
+use crate::exit_status::Cause;
+use crate::format::digest::ShortDigest;
+use crate::format::manifest::{Manifest, RangeSource};
+use crate::progress::Progress;
+use crate::repository::Repository;
+
+/// Neighbouring chunks are read together up to this many bytes: large enough to hide a store's latency, small enough for
+/// four readers per job within 16 MiB.
+const READ_SIZE: u64 = 2 << 20;
+/// Unused bytes between two chunks up to this many are read and thrown away, which is cheaper than another request.
+const READ_THROUGH: u64 = 64 << 10;
+/// Readers per job where each read waits for a network.
+const READERS_PER_JOB: usize = 4;
+
+/// A range to be restored.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// Index into the manifest's files.
+    file: u32,
+    /// Index into the file's ranges.
+    range: u32,
+    /// Index into the files that are written.
+    target: u32,
+}
+
+/// One read of a pack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Read {
+    pack: u32,
+    offset: u64,
+    length: u64,
+    pieces: Range<usize>,
+}
+
+/// A range's source, flattened.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    pack: u32,
+    number: u32,
+    offset: u64,
+    stored_length: u32,
+    plaintext_length: u32,
+    within: u32,
+    digest: ShortDigest,
+}
+
+/// Everything that workers share.
+pub struct Fetch<'a> {
+    /// The backup.
+    pub manifest: &'a Manifest,
+    /// Its packs, found.
+    pub packs: &'a [FoundPack],
+    /// Where they are.
+    pub repository: &'a Repository,
+    /// What opens them.
+    pub keys: &'a KeyRing,
+    /// Cores to use.
+    pub jobs: usize,
+    /// Told of every byte written.
+    pub progress: &'a Progress,
+}
+
+impl Fetch<'_> {
+    /// Writes the files whose manifest indexes are given; the n-th is the n-th of `targets`.
+    pub fn run(&self, selected: &[usize], targets: &TargetFiles) -> Result<(), RestoreError> {
+        let pieces = self.pieces(selected);
+        let reads = self.reads(&pieces);
+        let readers = if self.repository.is_directory() { self.jobs } else { self.jobs * READERS_PER_JOB };
+        let readers = readers.clamp(1, reads.len().max(1));
+        let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let failure: Mutex<Option<RestoreError>> = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..readers {
+                scope.spawn(|| {
+                    let mut worker =
+                        Worker { fetch: self, pieces: &pieces, targets, opener: None, chunk: Vec::new() };
+                    while !stopped.load(Ordering::Relaxed) {
+                        let Some(read) = reads.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                        if let Err(error) = not_interrupted().and_then(|()| worker.restore(read)) {
+                            stopped.store(true, Ordering::Relaxed);
+                            let mut first = failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                            first.get_or_insert(error);
+                        }
+                    }
+                });
+            }
+        });
+        match failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some(error) => return Err(error),
+            None => targets.create_unwritten()?,
+        }
+        match targets.incomplete() {
+            None => Ok(()),
+            Some(path) => Err(RestoreError::Damaged {
+                object: format!("file {} of the backup", path.display()),
+                problem: "its ranges do not cover it".to_owned(),
+            }),
+        }
+    }
+
+    fn source(&self, piece: &Piece) -> Option<Source> {
+        let range = self.manifest.files.get(piece.file as usize)?.ranges.get(piece.range as usize)?;
+        match range.source {
+            RangeSource::Zeros => None,
+            RangeSource::Chunk { pack, number, offset, stored_length, plaintext_length, within, digest } => {
+                Some(Source { pack, number, offset, stored_length, plaintext_length, within, digest })
+            }
+        }
+    }
+
+    /// The ranges of the selected files, in the order in which they lie in the packs.
+    fn pieces(&self, selected: &[usize]) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        for (target, file) in selected.iter().enumerate() {
+            let ranges = self.manifest.files.get(*file).map_or(0, |file| file.ranges.len());
+            let piece = |range| Piece { file: *file as u32, range: range as u32, target: target as u32 };
+            pieces.extend((0..ranges).map(piece).filter(|piece| self.source(piece).is_some()));
+        }
+        pieces.sort_unstable_by_key(|piece| {
+            let source = self.source(piece);
+            (source.map(|source| (source.pack, source.offset, source.within)), piece.file)
+        });
+        pieces
+    }
+
+    /// Groups neighbouring pieces into reads.
+    fn reads(&self, pieces: &[Piece]) -> Vec<Read> {
+        let mut reads: Vec<Read> = Vec::new();
+        for (at, piece) in pieces.iter().enumerate() {
+            let Some(source) = self.source(piece) else { continue };
+            let end = source.offset.saturating_add(u64::from(source.stored_length));
+            if let Some(read) = reads.last_mut() {
+                let read_end = read.offset.saturating_add(read.length);
+                let fits = source.offset <= read_end.saturating_add(READ_THROUGH)
+                    && (end.saturating_sub(read.offset) <= READ_SIZE || end <= read_end);
+                if read.pack == source.pack && fits {
+                    read.length = read.length.max(end - read.offset);
+                    read.pieces.end = at + 1;
+                    continue;
+                }
+            }
+            reads.push(Read {
+                pack: source.pack,
+                offset: source.offset,
+                length: u64::from(source.stored_length),
+                pieces: at..at + 1,
+            });
+        }
+        reads
+    }
+}
+
+/// One thread's state.
+struct Worker<'a> {
+    fetch: &'a Fetch<'a>,
+    pieces: &'a [Piece],
+    targets: &'a TargetFiles,
+    /// The pack that the last read was from, and its opener.
+    opener: Option<(u32, ChunkOpener)>,
+    chunk: Vec<u8>,
+}
+
+impl Worker<'_> {
+    fn restore(&mut self, read: &Read) -> Result<(), RestoreError> {
+        let pack = pack_at(self.fetch.packs, read.pack)?;
+        let length = usize::try_from(read.length).unwrap_or(usize::MAX);
+        let stored = self.fetch.repository.read_range(&pack.object, read.offset, length)?;
+        if self.opener.as_ref().is_none_or(|(index, _)| *index != read.pack) {
+            self.opener = Some((read.pack, ChunkOpener::new(&pack.facts, self.fetch.keys)?));
+        }
+        let mut opened = None;
+        for piece in self.pieces.get(read.pieces.clone()).unwrap_or_default() {
+            let Some(source) = self.fetch.source(piece) else { continue };
+            if opened != Some(source.offset) {
+                let start = usize::try_from(source.offset.saturating_sub(read.offset)).unwrap_or(usize::MAX);
+                let end = start.saturating_add(source.stored_length as usize);
+                let bytes = stored.get(start..end).ok_or_else(|| short_read(pack))?;
+                if let Some((_, opener)) = &mut self.opener {
+                    opener.open(source.number, bytes, source.plaintext_length, &mut self.chunk)?;
+                }
+                opened = Some(source.offset);
+            }
+            self.write(piece, &source)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, piece: &Piece, source: &Source) -> Result<(), RestoreError> {
+        let entry = self.fetch.manifest.files.get(piece.file as usize);
+        let range = entry.and_then(|file| file.ranges.get(piece.range as usize));
+        let (Some(file), Some(range)) = (entry, range) else { return Ok(()) };
+        let part = part_of(&self.chunk, source.within, range.length, &source.digest)
+            .ok_or_else(|| damaged_range(file, range.offset))?;
+        self.targets.write(piece.target as usize, range.offset, part)?;
+        self.fetch.progress.add(part.len() as u64);
+        Ok(())
+    }
+}
+
+/// An error as soon as a signal asked us to end.
+fn not_interrupted() -> Result<(), RestoreError> {
+    match crate::interrupt::requested() {
+        None => Ok(()),
+        Some(signal) => Err(RestoreError::Other {
+            cause: Cause::Interrupted,
+            message: format!("the restore was interrupted by {signal}; what it had written is removed"),
+            hint: None,
+        }),
+    }
+}
+
+fn short_read(pack: &FoundPack) -> RestoreError {
+    RestoreError::Damaged {
+        object: pack.object.path.clone(),
+        problem: "fewer bytes were read than asked for".to_owned(),
+    }
+}

@@ -1,0 +1,207 @@
+//! The files being restored: created when first written, closed when complete, few of them open at a time.
+//!
+//! Any thread may write any part of any file. A file is created exclusively, at its full length, so that what is never
+//! written reads as zeros without taking space.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::error::RestoreError;
+use super::place::Owner;
+
+/// A file to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetFile {
+    /// Where.
+    pub path: PathBuf,
+    /// Permission bits.
+    pub mode: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes that will be written; the rest stays zero.
+    pub written: u64,
+}
+
+/// Locks are per shard, so that threads seldom wait for each other.
+const SHARDS: usize = 16;
+/// At most `SHARDS` times this many files are open: below the usual limit of 1024.
+const OPEN_PER_SHARD: usize = 32;
+/// Writes from this size on are handed to the disk at once, so that the final sync finds little to do.
+const WRITE_BACK: usize = 256 << 10;
+
+/// All files of a restore.
+pub struct TargetFiles {
+    files: Vec<TargetFile>,
+    left: Vec<AtomicU64>,
+    owner: Option<Owner>,
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+#[derive(Default)]
+struct Shard {
+    open: HashMap<usize, (Arc<File>, u64)>,
+    created: std::collections::HashSet<usize>,
+    clock: u64,
+}
+
+impl TargetFiles {
+    /// Files that will belong to `owner` (`None`: to whoever runs this).
+    pub fn new(files: Vec<TargetFile>, owner: Option<Owner>) -> TargetFiles {
+        let left = files.iter().map(|file| AtomicU64::new(file.written)).collect();
+        TargetFiles { files, left, owner, shards: std::array::from_fn(|_| Mutex::default()) }
+    }
+
+    /// Writes a part of file `index` (an index into the list that this was made with).
+    pub fn write(&self, index: usize, offset: u64, bytes: &[u8]) -> Result<(), RestoreError> {
+        let target = self.target(index)?;
+        let file = self.open(index, target)?;
+        let fail = |error: io::Error| RestoreError::local("write", &target.path, &error);
+        if offset.saturating_add(bytes.len() as u64) > target.size {
+            return Err(fail(io::Error::other("beyond its end")));
+        }
+        file.write_all_at(bytes, offset).map_err(fail)?;
+        if bytes.len() >= WRITE_BACK {
+            start_write_back(&file, offset, bytes.len());
+        }
+        let left = self.left.get(index).map_or(0, |left| {
+            left.fetch_sub(bytes.len() as u64, Ordering::Relaxed).saturating_sub(bytes.len() as u64)
+        });
+        if left == 0 {
+            self.shard(index).open.remove(&index);
+        }
+        Ok(())
+    }
+
+    /// Creates the files that nothing was written to: empty ones, and those that are all zero.
+    pub fn create_unwritten(&self) -> Result<(), RestoreError> {
+        for (index, target) in self.files.iter().enumerate().filter(|(_, file)| file.written == 0) {
+            self.open(index, target)?;
+            self.shard(index).open.remove(&index);
+        }
+        Ok(())
+    }
+
+    /// The first file that did not get all its bytes.
+    pub fn incomplete(&self) -> Option<&Path> {
+        let short = self.left.iter().position(|left| left.load(Ordering::Relaxed) != 0)?;
+        self.files.get(short).map(|file| file.path.as_path())
+    }
+
+    fn target(&self, index: usize) -> Result<&TargetFile, RestoreError> {
+        self.files.get(index).ok_or_else(|| RestoreError::Damaged {
+            object: "the manifest".to_owned(),
+            problem: format!("it names file {index}, which is not in it"),
+        })
+    }
+
+    fn shard(&self, index: usize) -> MutexGuard<'_, Shard> {
+        // A thread that panicked leaves a map that is still a map.
+        self.shards[index % SHARDS].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn open(&self, index: usize, target: &TargetFile) -> Result<Arc<File>, RestoreError> {
+        let mut shard = self.shard(index);
+        shard.clock += 1;
+        let now = shard.clock;
+        if let Some((file, used)) = shard.open.get_mut(&index) {
+            *used = now;
+            return Ok(Arc::clone(file));
+        }
+        let file = if shard.created.contains(&index) {
+            File::options().write(true).open(&target.path)
+        } else {
+            create(target, self.owner)
+        };
+        let file = Arc::new(file.map_err(|error| RestoreError::local("create", &target.path, &error))?);
+        shard.created.insert(index);
+        if shard.open.len() >= OPEN_PER_SHARD {
+            let oldest = shard.open.iter().min_by_key(|(_, (_, used))| *used).map(|(index, _)| *index);
+            oldest.and_then(|oldest| shard.open.remove(&oldest));
+        }
+        shard.open.insert(index, (Arc::clone(&file), now));
+        Ok(file)
+    }
+}
+
+fn create(target: &TargetFile, owner: Option<Owner>) -> io::Result<File> {
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&target.path)?;
+    if target.mode & 0o7777 != 0o600 {
+        file.set_permissions(std::fs::Permissions::from_mode(target.mode & 0o7777))?;
+    }
+    if let Some(owner) = owner {
+        std::os::unix::fs::fchown(&file, Some(owner.uid), Some(owner.gid))?;
+    }
+    if target.size != target.written || target.size > WRITE_BACK as u64 {
+        file.set_len(target.size)?;
+    }
+    Ok(file)
+}
+
+/// Starts writing to the disk without waiting. `POSIX_FADV_DONTNEED` does that on Linux (`mm/fadvise.c`); pages under way are not
+/// dropped. Advice only: nothing depends on it.
+fn start_write_back(file: &File, offset: u64, length: usize) {
+    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    if let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) {
+        let _ = nix::fcntl::posix_fadvise(file, offset, length, advice);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(path: PathBuf, size: u64, written: u64) -> TargetFile {
+        TargetFile { path, mode: 0o640, size, written }
+    }
+
+    #[test]
+    fn many_files_are_written_piece_by_piece_with_few_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let count = SHARDS * OPEN_PER_SHARD * 2;
+        let path = |index: usize| directory.path().join(index.to_string());
+        let files = TargetFiles::new((0..count).map(|index| target(path(index), 12, 8)).collect(), None);
+        for offset in [8, 0] {
+            for index in 0..count {
+                files.write(index, offset, b"abcd").unwrap();
+            }
+            let open: usize = (0..SHARDS).map(|index| files.shard(index).open.len()).sum();
+            assert!(open <= SHARDS * OPEN_PER_SHARD);
+        }
+        assert_eq!(files.incomplete(), None);
+        for index in 0..count {
+            assert_eq!(std::fs::read(path(index)).unwrap(), b"abcd\0\0\0\0abcd");
+            let mode = std::fs::metadata(path(index)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o640);
+        }
+        assert_eq!((0..SHARDS).map(|index| files.shard(index).open.len()).sum::<usize>(), 0);
+    }
+
+    #[test]
+    fn what_is_missing_is_known_and_zeros_take_no_space() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().unwrap();
+        let (first, second) = (directory.path().join("a"), directory.path().join("b"));
+        let files =
+            TargetFiles::new(vec![target(first.clone(), 4, 4), target(second.clone(), 1 << 20, 0)], None);
+        files.create_unwritten().unwrap();
+        assert_eq!(files.incomplete(), Some(first.as_path()));
+        let metadata = std::fs::metadata(&second).unwrap();
+        assert_eq!((metadata.len(), metadata.blocks()), (1 << 20, 0));
+        assert!(files.write(0, 2, b"abcd").unwrap_err().to_string().contains("beyond its end"));
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_not_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        std::fs::write(&path, "old").unwrap();
+        let files = TargetFiles::new(vec![target(path.clone(), 3, 3)], None);
+        assert!(files.write(0, 0, b"new").is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    }
+}

@@ -1,0 +1,896 @@
+//! Restores of a real server: what plans say and refuse, what a restore writes, what the started server does.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use support::archive::{Run, contents, run};
+use support::postgres::installation::ServerUser;
+use support::postgres::{Cluster, ClusterBuilder};
+use support::program::{walhold, walhold_command};
+
+/// A cluster that archives into a repository of its own, with one backup.
+struct Site {
+    cluster: Cluster,
+    directory: PathBuf,
+    backup: String,
+}
+
+/// A moment, by each means that names it.
+struct Moment {
+    time: String,
+    lsn: String,
+    xid: String,
+    rows: String,
+}
+
+impl Site {
+    /// A table `items` with 1,000 rows, then the backup.
+    fn start(builder: ClusterBuilder) -> Site {
+        let cluster = builder.create();
+        let directory = cluster.directory("walhold");
+        let text = format!(
+            "state_dir = \"{0}/state\"\n\n[repository]\nurl = \"file://{0}/repository\"\n",
+            directory.display()
+        );
+        fs::write(directory.join("walhold.toml"), text).expect("write the configuration");
+        ServerUser::get().own(&directory);
+        let configuration = directory.join("walhold.toml").display().to_string();
+        cluster.archive_with(walhold(), &[("WALHOLD_CONFIG", &configuration)]);
+        let mut site = Site { cluster, directory, backup: String::new() };
+        site.walhold(&["init"]).expect_success();
+        site.cluster.start();
+        site.cluster.execute(
+            "CREATE TABLE items AS SELECT i AS id, md5(i::text) AS body FROM generate_series(1, 1000) i",
+        );
+        site.backup = site.back_up();
+        site
+    }
+
+    fn walhold(&self, arguments: &[&str]) -> Run {
+        let mut command = walhold_command();
+        command.envs(self.cluster.environment());
+        command.arg("--config").arg(self.directory.join("walhold.toml")).args(arguments);
+        run(&mut command)
+    }
+
+    fn back_up(&self) -> String {
+        let data = self.cluster.data_directory().display().to_string();
+        self.walhold(&["backup-push", "--pgdata", &data]).expect_success();
+        let list = self.walhold(&["backup-list", "--json"]);
+        let list: serde_json::Value = serde_json::from_str(&list.stdout).expect("JSON");
+        list.as_array().and_then(|all| all.last()).expect("a backup")["id"]
+            .as_str()
+            .expect("an id")
+            .to_owned()
+    }
+
+    /// Inserts one row in a transaction of its own and says where that was; then inserts another.
+    fn moment(&self) -> Moment {
+        let cluster = &self.cluster;
+        let xid = cluster.value("WITH new AS (INSERT INTO items VALUES (0, 'x') RETURNING 1) SELECT pg_current_xact_id() FROM new");
+        let lsn = cluster.value("SELECT pg_current_wal_insert_lsn()");
+        let rows = cluster.value("SELECT count(*) FROM items");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let time = cluster.value("SELECT clock_timestamp()");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        cluster.execute("INSERT INTO items VALUES (-1, 'after')");
+        Moment { time, lsn, xid, rows }
+    }
+
+    /// A path that does not exist, in a directory of the server's user.
+    fn target(&self, name: &str) -> PathBuf {
+        self.cluster.directory(name).join("data")
+    }
+
+    fn restore(&self, target: &Path, arguments: &[&str]) -> Run {
+        let directory = target.display().to_string();
+        self.walhold(&[&["restore", "--pgdata", &directory], arguments].concat())
+    }
+
+    /// Asserts that this is refused with these words, and that nothing was written.
+    #[track_caller]
+    fn refuses(&self, arguments: &[&str], line: &str) {
+        let target = self.target("refused");
+        let run = self.restore(&target, arguments);
+        run.expect_failure(3, line);
+        assert!(!target.exists(), "{} was made", target.display());
+    }
+
+    /// Restores a clone, starts it by walhold itself, hands it to `check` as a running server, and stops it.
+    fn started(&self, name: &str, arguments: &[&str], check: impl FnOnce(&Run, &mut postgres::Client)) {
+        let target = self.target(name);
+        let socket = self.cluster.directory(&format!("{name}-socket"));
+        let options = [
+            "--start-option=-c".to_owned(),
+            format!("--start-option=unix_socket_directories={}", socket.display()),
+            "--start-option=-c".to_owned(),
+            "--start-option=listen_addresses=".to_owned(),
+        ];
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let run = self.restore(&target, &[&["--start"], options.as_slice(), arguments].concat());
+        let stop = StopOnDrop { cluster: &self.cluster, data: target.clone() };
+        run.expect_success();
+        let parameters =
+            format!("host={} port={} user=postgres dbname=postgres", socket.display(), self.cluster.port());
+        let mut client =
+            postgres::Client::connect(&parameters, postgres::NoTls).expect("connect to the restored server");
+        check(&run, &mut client);
+        drop(client);
+        drop(stop);
+    }
+
+    fn repository(&self, below: &str) -> PathBuf {
+        self.directory.join("repository/main").join(below)
+    }
+
+    /// The stored object whose path ends so.
+    fn stored(&self, ending: &str) -> PathBuf {
+        let root = self.directory.join("repository");
+        let found: Vec<String> = contents(&root).into_keys().filter(|path| path.ends_with(ending)).collect();
+        match found.as_slice() {
+            [path] => root.join(path),
+            _ => panic!("one object {ending} was expected, found {found:?}"),
+        }
+    }
+}
+
+/// Stops a server that walhold started.
+struct StopOnDrop<'a> {
+    cluster: &'a Cluster,
+    data: PathBuf,
+}
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        let mut command = ServerUser::get().command(self.cluster.installation.program("pg_ctl"));
+        let _ = command.args(["stop", "-m", "immediate", "-w", "-D"]).arg(&self.data).output();
+    }
+}
+
+fn count(client: &mut postgres::Client) -> String {
+    client.query_one("SELECT count(*)::text FROM items", &[]).expect("count rows").get(0)
+}
+
+fn show(client: &mut postgres::Client, sql: &str) -> String {
+    client.query_one(sql, &[]).expect("ask the restored server").get(0)
+}
+
+/// Flips one bit in the middle of a file.
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).expect("read an object");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).expect("damage an object");
+}
+
+#[test]
+fn a_plan_is_printed_and_nothing_is_written() {
+    let site = Site::start(Cluster::builder(15).setting("timezone", "Europe/Berlin"));
+    let moment = site.moment();
+    site.cluster.archive_now();
+    let target = site.target("planned");
+
+    // A time without an offset is the server's own.
+    let local = site
+        .cluster
+        .value(&format!("SELECT to_char('{}'::timestamptz, 'YYYY-MM-DD HH24:MI:SS.US')", moment.time));
+    let utc = site.cluster.value(&format!(
+        "SELECT to_char('{}'::timestamptz AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')",
+        moment.time
+    ));
+    let run = site.restore(&target, &["--plan", "--target-time", &local]);
+    run.expect_success();
+    let line = |name: &str| {
+        let found = run.stdout.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        found.unwrap_or_else(|| panic!("no line {name:?} in {}", run.stdout)).to_owned()
+    };
+    assert!(line("backup").starts_with(&format!("{} (full, PostgreSQL 15.", site.backup)), "{}", run.stdout);
+    let offset = site.cluster.value(&format!("SELECT to_char('{}'::timestamptz, 'TZH:TZM')", moment.time));
+    assert_eq!(
+        line("target"),
+        format!(
+            "time {local}{offset} ({utc}+00), read in the server's time zone Europe/Berlin, then promote"
+        )
+    );
+    assert_eq!(line("timeline"), "1");
+    assert!(line("WAL").ends_with("segments without a gap"), "{}", run.stdout);
+    assert!(line("stops").starts_with("before the commit of transaction "), "{}", run.stdout);
+    assert!(
+        line("last kept").starts_with(&format!("transaction {}, committed at ", moment.xid)),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(line("directory"), format!("{} (to be made)", target.display()));
+    assert!(!target.exists());
+
+    let run = site.restore(
+        &target,
+        &["--plan", "--json", "--target-xid", &moment.xid, "--target-exclusive", "--clone"],
+    );
+    run.expect_success();
+    let plan: serde_json::Value = serde_json::from_str(&run.stdout).expect("JSON");
+    assert_eq!(plan["backup"]["id"], *site.backup);
+    assert_eq!(plan["target"]["kind"], "xid");
+    assert_eq!(plan["target"]["value"], *moment.xid);
+    assert_eq!(plan["target"]["inclusive"], false);
+    assert_eq!(plan["stop"]["reason"], "before-transaction");
+    assert_eq!(plan["stop"]["first_left_out"]["xid"].to_string(), moment.xid);
+    assert_eq!(plan["role"], "clone");
+    assert_eq!(plan["timeline"]["recovery_target_timeline"], "1");
+    let settings = plan["settings"].as_array().expect("settings");
+    let setting = |name: &str| {
+        settings.iter().find(|setting| setting["name"] == name).map(|setting| setting["value"].clone())
+    };
+    assert_eq!(setting("archive_mode").unwrap(), "off");
+    let command = setting("restore_command").unwrap();
+    let expected =
+        format!("{} --config {}/walhold.toml wal-fetch %f %p", walhold().display(), site.directory.display());
+    assert_eq!(command, *expected);
+    assert!(!target.exists());
+
+    // Clocks were set back at three on 2026-10-25.
+    site.refuses(
+        &["--target-time", "2026-10-25 02:30:00"],
+        "--target-time: the local time \"2026-10-25 02:30:00\" happens twice in Europe/Berlin, because clocks were changed  \
+         HINT: say which is meant: '2026-10-25 02:30:00+02:00' (00:30:00 UTC) or '2026-10-25 02:30:00+01:00' (01:30:00 UTC)",
+    );
+}
+
+#[test]
+fn the_started_server_reaches_every_kind_of_target() {
+    let site = Site::start(Cluster::builder(15));
+    let moment = site.moment();
+    let (rows, before) = (moment.rows.clone(), (moment.rows.parse::<u64>().unwrap() - 1).to_string());
+    site.cluster.value("SELECT pg_create_restore_point('milestone')");
+    site.cluster.execute("INSERT INTO items SELECT i, 'last' FROM generate_series(1, 7) i");
+    site.cluster.archive_now();
+    let all = site.cluster.value("SELECT count(*) FROM items");
+
+    site.started("time", &["--clone", "--target-time", &moment.time], |run, client| {
+        assert_eq!(count(client), rows);
+        assert!(
+            run.stdout.contains("target reached: recovery stopping before commit of transaction "),
+            "{run:?}"
+        );
+        assert!(run.stdout.contains("the server accepts connections on timeline 2; it logs to "), "{run:?}");
+        assert_eq!(show(client, "SHOW archive_mode"), "off");
+        assert_eq!(show(client, "SELECT pg_is_in_recovery()::text"), "false");
+        // The next recovery of this cluster inherits nothing.
+        let auto = fs::read_to_string(site.target("time").join("postgresql.auto.conf"))
+            .expect("postgresql.auto.conf");
+        assert!(!auto.contains("recovery_target") && !auto.contains("restore_command"), "{auto}");
+        assert!(auto.contains("archive_mode = 'off'"), "{auto}");
+    });
+    site.started("lsn", &["--clone", "--target-lsn", &moment.lsn, "--target-exclusive"], |_, client| {
+        assert_eq!(count(client), rows);
+    });
+    site.started("xid", &["--clone", "--target-xid", &moment.xid, "--target-exclusive"], |run, client| {
+        assert_eq!(count(client), before);
+        let expected = format!("recovery stopping before commit of transaction {}", moment.xid);
+        assert!(run.stdout.contains(&expected), "{run:?}");
+    });
+    site.started(
+        "name",
+        &["--clone", "--target-name", "milestone", "--target-action", "pause"],
+        |run, client| {
+            assert_eq!(show(client, "SELECT pg_is_in_recovery()::text"), "true");
+            assert!(run.stdout.contains("recovery stopping at restore point \"milestone\""), "{run:?}");
+            assert!(run.stdout.contains("the server is paused at the target, read-only"), "{run:?}");
+        },
+    );
+    site.started("immediate", &["--clone", "--target-immediate"], |run, client| {
+        assert_eq!(count(client), "1000");
+        assert!(run.stdout.contains("recovery stopping after reaching consistency"), "{run:?}");
+    });
+    site.started("end", &["--clone"], |run, client| {
+        assert_eq!(count(client), all);
+        assert!(run.stdout.contains("the end of the archive is reached"), "{run:?}");
+    });
+    site.started("standby", &["--standby"], |run, client| {
+        assert_eq!(show(client, "SELECT pg_is_in_recovery()::text"), "true");
+        assert_eq!(show(client, "SHOW recovery_target_timeline"), "latest");
+        assert!(run.stdout.contains("the standby accepts read-only connections"), "{run:?}");
+    });
+    let target = site.target("shutdown");
+    let run = site.restore(
+        &target,
+        &["--clone", "--start", "--target-time", &moment.time, "--target-action", "shutdown"],
+    );
+    run.expect_success();
+    assert!(run.stdout.contains("the server has shut down at the target"), "{run:?}");
+    assert!(!target.join("postmaster.pid").exists());
+}
+
+#[test]
+fn targets_that_cannot_be_reached_are_refused() {
+    let site = Site::start(Cluster::builder(15));
+    let cluster = &site.cluster;
+    let early = cluster.value("SELECT pg_current_wal_lsn()");
+    cluster.execute("INSERT INTO items VALUES (0, 'x')");
+    let rolled_back = {
+        let mut client = cluster.connect("postgres");
+        let mut transaction = client.transaction().expect("begin");
+        let xid: String =
+            transaction.query_one("SELECT pg_current_xact_id()::text", &[]).expect("an xid").get(0);
+        transaction.execute("INSERT INTO items VALUES (0, 'never')", &[]).expect("insert");
+        transaction.rollback().expect("roll back");
+        xid
+    };
+    let subtransaction = {
+        let mut client = cluster.connect("postgres");
+        client
+            .batch_execute("BEGIN; INSERT INTO items VALUES (1, 'outer'); SAVEPOINT s; INSERT INTO items VALUES (2, 'inner')")
+            .expect("begin");
+        let row = client.query_one("SELECT xmin::text FROM items WHERE body = 'inner'", &[]).expect("xmin");
+        let xid: String = row.get(0);
+        client.batch_execute("COMMIT").expect("commit");
+        xid
+    };
+    for _ in 0..2 {
+        cluster.value("SELECT pg_create_restore_point('twice')");
+    }
+    cluster.archive_now();
+
+    let run = site.restore(&site.target("refused"), &["--target-time", "2001-02-03 04:05:06Z"]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    let line = run.error_line();
+    let start = format!(
+        "time 2001-02-03 04:05:06.000000+00 is before the backup {} was complete: the earliest moment that can be reached is ",
+        site.backup
+    );
+    assert!(line.starts_with(&start), "{line}");
+    let run = site.restore(&site.target("refused"), &["--target-time", "2101-02-03 04:05:06Z"]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    let line = run.error_line();
+    assert!(
+        line.starts_with(
+            "the target time 2101-02-03 04:05:06.000000+00 is after the end of the archive: it reaches to 0/"
+        ),
+        "{line}"
+    );
+    assert!(line.contains(", where the last transaction ended at 20"), "{line}");
+    assert!(
+        line.ends_with("HINT: leave the target out to recover to the end of the archive, or archive more WAL first (SELECT pg_switch_wal())"),
+        "{line}"
+    );
+
+    let run = site.restore(&site.target("refused"), &["--target-lsn", "7F/0"]);
+    assert!(
+        run.error_line().starts_with("the target position 7F/0 is after the end of the archive"),
+        "{run:?}"
+    );
+    let run = site.restore(&site.target("refused"), &["--target-lsn", "0/1000028"]);
+    assert!(
+        run.error_line().starts_with(&format!("position 0/1000028 is before the backup {}", site.backup)),
+        "{run:?}"
+    );
+    // Just after the backup's stop is fine, though nothing happened between.
+    site.restore(&site.target("refused"), &["--plan", "--target-lsn", &early]).expect_success();
+
+    let run = site.restore(&site.target("refused"), &["--target-xid", &rolled_back]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    assert!(
+        run.error_line().starts_with(&format!("transaction {rolled_back} was rolled back at 20")),
+        "{run:?}"
+    );
+    assert!(run.error_line().contains(
+        "there is nothing of it to recover  HINT: to recover to that moment all the same, use --target-lsn 0/"
+    ));
+    for never in [&subtransaction, "99999"] {
+        site.refuses(
+            &["--target-xid", never],
+            &format!(
+                "transaction {never} neither committed nor was rolled back in the WAL that is archived since backup {}  \
+                 HINT: a subtransaction's number is never a target, and a transaction that still ran has no end: use --target-time or --target-lsn",
+                site.backup
+            ),
+        );
+    }
+    let run = site.restore(&site.target("refused"), &["--target-name", "twice"]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    assert!(run.error_line().starts_with("restore point \"twice\" was used 2 times: at 20"), "{run:?}");
+    // The hint's positions work.
+    for hint in run.error_line().split("--target-lsn ").skip(1) {
+        let lsn = hint.split_whitespace().next().expect("a position");
+        site.restore(&site.target("refused"), &["--plan", "--target-lsn", lsn]).expect_success();
+    }
+    site.refuses(
+        &["--target-name", "never"],
+        &format!(
+            "restore point \"never\" is not in the WAL that is archived since backup {}  \
+             HINT: names are compared letter by letter; use --target-time or --target-lsn if it was never archived",
+            site.backup
+        ),
+    );
+    site.refuses(&["--timeline", "9"], "timeline 9 is not in the archive  HINT: there are: 1");
+    let missing = "20200101T000000Z-00000001-0000000000000001";
+    let run = site.restore(&site.target("refused"), &["--backup", missing]);
+    run.expect_failure(
+        1,
+        &format!("there is no complete backup {missing}  HINT: walhold backup-list shows the ones there are"),
+    );
+}
+
+#[test]
+fn a_gap_and_a_damaged_segment_stop_the_plan_and_not_the_server() {
+    let site = Site::start(Cluster::builder(15));
+    let mut segments = Vec::new();
+    for _ in 0..4 {
+        site.cluster.execute("INSERT INTO items VALUES (0, 'x')");
+        segments.push(site.cluster.archive_now());
+    }
+    let hidden = site.stored(&segments[2]);
+    let aside = hidden.with_extension("aside");
+    fs::rename(&hidden, site.directory.join("aside")).expect("hide a segment");
+    let run = site.restore(&site.target("refused"), &[]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    let expected = format!(
+        "the end of the archive cannot be reached: WAL segment {} is missing although {} is stored; the last transaction before it ended at 20",
+        segments[2], segments[3]
+    );
+    assert!(run.error_line().starts_with(&expected), "{}", run.error_line());
+    // The way out that the hint names is one.
+    let lsn = run.error_line().rsplit("--target-lsn ").next().expect("a position").to_owned();
+    let rows = |name: &str, arguments: &[&str]| {
+        let mut rows = String::new();
+        site.started(name, &[&["--clone"], arguments].concat(), |_, client| rows = count(client));
+        rows
+    };
+    assert_eq!(rows("before-gap", &["--target-lsn", &lsn]), "1002");
+
+    fs::rename(site.directory.join("aside"), &hidden).expect("put the segment back");
+    assert!(!aside.exists());
+    flip(&hidden);
+    // The damage is in the middle: the index at the end is intact, and plans read no more.
+    let run = site.restore(&site.target("late"), &["--clone", "--start"]);
+    assert_eq!(run.status, Some(1), "{run:?}");
+    assert!(
+        run.error_line().starts_with("the server stopped before the target was reached: it said: "),
+        "{run:?}"
+    );
+
+    let length = fs::metadata(&hidden).expect("the segment").len();
+    fs::File::options()
+        .write(true)
+        .open(&hidden)
+        .and_then(|file| file.set_len(length - 10))
+        .expect("truncate");
+    let run = site.restore(&site.target("refused"), &[]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    assert!(run.error_line().contains(&format!("WAL segment {} is damaged at 0/", segments[2])), "{run:?}");
+}
+
+#[test]
+fn missing_truncated_and_flipped_packs_restore_nothing() {
+    let site = Site::start(Cluster::builder(15));
+    let pack = site.repository(&format!("packs/{}/00000000", site.backup));
+    let key = format!("main/packs/{}/00000000", site.backup);
+    let hint = "HINT: restore another backup (--backup), or this object from a copy of the repository";
+    let whole = fs::read(&pack).expect("read the pack");
+
+    fs::remove_file(&pack).expect("remove the pack");
+    site.refuses(&[], &format!("backup {} cannot be restored: pack {key} is missing  {hint}", site.backup));
+    fs::write(&pack, &whole[..whole.len() - 1]).expect("truncate the pack");
+    site.refuses(
+        &[],
+        &format!(
+            "backup {} cannot be restored: pack {key} has {} bytes instead of {}  {hint}",
+            site.backup,
+            whole.len() - 1,
+            whole.len()
+        ),
+    );
+    fs::write(&pack, &whole).expect("put the pack back");
+    flip(&pack);
+    let target = site.target("flipped");
+    let run = site.restore(&target, &[]);
+    assert_eq!(run.status, Some(1), "{run:?}");
+    assert!(run.error_line().contains(&key) && run.error_line().contains("damaged"), "{run:?}");
+    assert!(!target.exists(), "what was made is removed");
+    // A directory that was there stays, empty.
+    fs::create_dir(&target).expect("create the target");
+    ServerUser::get().own(&target);
+    assert_eq!(site.restore(&target, &[]).status, Some(1));
+    assert_eq!(fs::read_dir(&target).expect("the target is still there").count(), 0);
+    fs::write(&pack, &whole).expect("put the pack back");
+    site.restore(&target, &[]).expect_success();
+}
+
+#[test]
+fn a_damaged_manifest_is_told_and_passed_over_if_there_is_another() {
+    let site = Site::start(Cluster::builder(15));
+    let second = site.back_up();
+    let manifest = site.repository(&format!("backups/{second}/manifest"));
+    let length = fs::metadata(&manifest).expect("the manifest").len();
+    fs::File::options()
+        .write(true)
+        .open(&manifest)
+        .and_then(|file| file.set_len(length / 2))
+        .expect("truncate");
+    let named = site.restore(&site.target("refused"), &["--backup", &second]);
+    assert_eq!(named.status, Some(1), "{named:?}");
+    assert!(named.error_line().contains("damaged"), "{named:?}");
+    let auto = site.restore(&site.target("refused"), &["--plan", "--target-immediate"]);
+    auto.expect_success();
+    assert!(auto.stdout.contains(&format!("WARNING: backup {second} is passed over: ")), "{auto:?}");
+    assert!(auto.stdout.contains(&format!("backup      {}", site.backup)), "{auto:?}");
+}
+
+#[test]
+fn directories_that_must_not_be_touched_are_refused() {
+    let site = Site::start(Cluster::builder(15));
+    let data = site.cluster.data_directory();
+    let pid = fs::read_to_string(data.join("postmaster.pid")).expect("postmaster.pid");
+    let pid = pid.lines().next().expect("a process");
+    let shown = data.display();
+    site.restore(data, &[]).expect_failure(
+        3,
+        &format!("a server (process {pid}) is running in {shown}  HINT: stop it (pg_ctl stop -D {shown}), or restore to another directory"),
+    );
+    let taken = site.cluster.directory("taken");
+    fs::write(taken.join("anything"), "").expect("write a file");
+    site.restore(&taken, &[]).expect_failure(
+        3,
+        &format!(
+            "--pgdata {} is not empty  HINT: restore into an empty directory: move the old one away (mv), it may hold WAL that was never archived",
+            taken.display()
+        ),
+    );
+    let missing = site.cluster.directory("missing").join("a/b");
+    let run = site.restore(&missing, &[]);
+    assert!(run.error_line().contains("a does not exist"), "{run:?}");
+    let programs = site.cluster.directory("programs");
+    fs::write(programs.join("postgres"), "#!/bin/sh\necho 'postgres (PostgreSQL) 16.4'\n")
+        .expect("write a program");
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(programs.join("postgres"), fs::Permissions::from_mode(0o755))
+        .expect("make it a program");
+    site.refuses(
+        &["--start", "--pg-bin", &programs.display().to_string()],
+        &format!(
+            "{}/postgres is PostgreSQL 16.4, the backup is of PostgreSQL 15  HINT: name the directory of PostgreSQL 15's programs with --pg-bin",
+            programs.display()
+        ),
+    );
+}
+
+#[test]
+fn tablespaces_go_where_they_are_mapped() {
+    let site = Site::start(Cluster::builder(15));
+    let original = site.cluster.directory("space");
+    site.cluster.execute(&format!("CREATE TABLESPACE space LOCATION '{}'", original.display()));
+    site.cluster.execute("CREATE TABLE spaced TABLESPACE space AS SELECT i FROM generate_series(1, 5000) i");
+    site.back_up();
+    site.cluster.archive_now();
+    site.refuses(
+        &[],
+        &format!(
+            "the directory of tablespace space {} is not empty  HINT: put it elsewhere: --tablespace space=DIRECTORY (empty)",
+            original.display()
+        ),
+    );
+    let target = site.target("mapped");
+    let inside = format!("space={}/space", target.display());
+    let run = site.restore(&target, &["--tablespace", &inside]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    assert!(run.error_line().contains("which overlaps PGDATA"), "{run:?}");
+    site.refuses(
+        &["--tablespace", "other=/elsewhere"],
+        &format!(
+            "--tablespace \"other\" names no tablespace of this backup  HINT: it has: space ({}, {})",
+            site.cluster.value("SELECT oid FROM pg_tablespace WHERE spcname = 'space'"),
+            original.display()
+        ),
+    );
+    let before = contents(&original);
+    let elsewhere = site.cluster.directory("elsewhere").join("space");
+    let mapping = format!("space={}", elsewhere.display());
+    site.started("mapped", &["--clone", "--tablespace", &mapping], |_, client| {
+        let sum = show(client, "SELECT sum(i)::text FROM spaced");
+        assert_eq!(sum, "12502500");
+        let location =
+            show(client, "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'space'");
+        assert_eq!(location, elsewhere.display().to_string());
+        client
+            .batch_execute("INSERT INTO spaced SELECT 0 FROM generate_series(1, 5000); CHECKPOINT")
+            .expect("write");
+    });
+    assert_eq!(contents(&original), before, "the original's tablespace was touched");
+}
+
+#[test]
+fn a_full_disk_is_told_before_or_cleaned_up_after() {
+    if !nix::unistd::Uid::effective().is_root() {
+        // Only root can mount a small file system; CI and `make test` run as root.
+        panic!("this test mounts a tmpfs and must run as root");
+    }
+    let site = Site::start(Cluster::builder(15));
+    let small = Mounted::tmpfs(&site.cluster.directory("small"), "size=8m");
+    let run = site.restore(&small.0.join("data"), &[]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    assert!(
+        run.error_line()
+            .starts_with(&format!("not enough space on the file system of {}/data: ", small.0.display())),
+        "{run:?}"
+    );
+    assert_eq!(fs::read_dir(&small.0).expect("read the small disk").count(), 0);
+
+    let few = Mounted::tmpfs(&site.cluster.directory("few"), "size=1g,nr_inodes=50");
+    let run = site.restore(&few.0.join("data"), &[]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    assert!(run.error_line().contains("files can be made"), "{run:?}");
+    assert_eq!(fs::read_dir(&few.0).expect("read the disk").count(), 0);
+
+    // Full in the middle of writing: what the library reports.
+    use walhold::error::Explain;
+    use walhold::restore::target_files::{TargetFile, TargetFiles};
+    let file = TargetFile { path: small.0.join("big"), mode: 0o600, size: 16 << 20, written: 16 << 20 };
+    let error =
+        TargetFiles::new(vec![file], None).write(0, 0, &vec![1; 16 << 20]).expect_err("the disk is full");
+    assert_eq!(error.exit_cause(), walhold::exit_status::Cause::LocalFull);
+    assert_eq!(error.to_string(), format!("write {}/big: No space left on device", small.0.display()));
+}
+
+/// A file system of its own, until dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn tmpfs(directory: &Path, options: &str) -> Mounted {
+        let mut command = std::process::Command::new("mount");
+        let status =
+            command.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(directory).status().expect("run mount");
+        assert!(status.success(), "mount a tmpfs on {}", directory.display());
+        ServerUser::get().own(directory);
+        Mounted(directory.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn what_is_restored_is_what_was_backed_up_and_recovers_by_itself() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let site = Site::start(Cluster::builder(15));
+    let moment = site.moment();
+    site.cluster.execute("ALTER SYSTEM SET work_mem = '7MB'");
+    site.cluster.archive_now();
+    let target = site.target("complete");
+    let run = site.restore(&target, &["--target-time", &moment.time, "--backup", &site.backup]);
+    run.expect_success();
+    assert!(run.stdout.contains("start the server on it (pg_ctl start -D "), "{run:?}");
+    let metadata = fs::metadata(&target).expect("the target");
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o700);
+    assert_eq!(metadata.uid(), ServerUser::get().uid.as_raw());
+    for name in ["backup_label", "recovery.signal", "global/pg_control", "postgresql.auto.conf"] {
+        let metadata = fs::metadata(target.join(name)).expect(name);
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{name}");
+        assert_eq!(metadata.uid(), ServerUser::get().uid.as_raw(), "{name}");
+    }
+    assert!(!target.join("walhold-restore-unfinished").exists());
+    assert!(!target.join("standby.signal").exists());
+    let auto = fs::read_to_string(target.join("postgresql.auto.conf")).expect("postgresql.auto.conf");
+    assert!(auto.contains("recovery_target_time = '20"), "{auto}");
+    assert!(!auto.contains("archive_mode"), "{auto}");
+    // Nothing of the environment is needed, and recovery goes on without walhold watching.
+    let mut copy = Cluster::from_data_directory(15, &target);
+    copy.option("archive_command", "exit 1");
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(copy.value("SELECT count(*) FROM items"), moment.rows);
+    assert_eq!(copy.value("SHOW archive_mode"), "on", "a replacement archives on");
+}
+
+#[test]
+fn root_restores_for_the_owner_of_the_directory() {
+    use std::os::unix::fs::MetadataExt;
+    assert!(nix::unistd::Uid::effective().is_root(), "this test looks at what root does");
+    let site = Site::start(Cluster::builder(15));
+    let as_root = |target: &Path, arguments: &[&str]| {
+        let mut command = std::process::Command::new(walhold());
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .arg("--config")
+            .arg(site.directory.join("walhold.toml"));
+        run(command.arg("restore").arg("--pgdata").arg(target).args(arguments))
+    };
+    let target = site.target("by-root");
+    as_root(&target, &["--target-immediate"]).expect_success();
+    let owner = ServerUser::get().uid.as_raw();
+    let mut directories = vec![target.clone()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).expect("read the target") {
+            let path = entry.expect("an entry").path();
+            let metadata = fs::symlink_metadata(&path).expect("metadata");
+            assert_eq!(metadata.uid(), owner, "{}", path.display());
+            if metadata.is_dir() {
+                directories.push(path);
+            }
+        }
+    }
+    assert_eq!(fs::metadata(&target).expect("the target").uid(), owner);
+
+    let of_root = site.cluster.directory("of-root");
+    std::os::unix::fs::chown(&of_root, Some(0), Some(0)).expect("chown");
+    let target = of_root.join("data");
+    as_root(&target, &["--target-immediate", "--start"]).expect_failure(
+        3,
+        &format!(
+            "the files in {0} would belong to root, and PostgreSQL does not run as root  HINT: make the directory for the server's user first: \
+             install -d -o postgres -g postgres -m 700 {0}",
+            target.display()
+        ),
+    );
+    assert!(!target.exists());
+    let planned = as_root(&target, &["--target-immediate", "--plan"]);
+    planned.expect_success();
+    assert!(planned.stdout.contains("WARNING: the files will belong to root"), "{planned:?}");
+}
+
+#[test]
+fn segments_without_an_index_are_read_whole() {
+    use walhold::codec::decode::{Expected, decode_object};
+    use walhold::codec::encode::{ChunkSource, SinkError, encode_object};
+    use walhold::codec::{Compression, KeyRing, Sealing};
+    use walhold::format::ObjectKey;
+    use walhold::format::envelope::{CHUNK_SIZE, ObjectFacts, ObjectKind};
+    struct Memory(Vec<u8>, usize);
+    impl ChunkSource for Memory {
+        fn next_chunk(&mut self, chunk: &mut Vec<u8>) -> Result<bool, SinkError> {
+            let end = (self.1 + CHUNK_SIZE).min(self.0.len());
+            chunk.extend_from_slice(&self.0[self.1..end]);
+            self.1 = end;
+            Ok(end == self.0.len())
+        }
+    }
+    struct Stored(Vec<u8>);
+    impl walhold::codec::decode::ObjectSource for Stored {
+        fn stored_length(&self) -> u64 {
+            self.0.len() as u64
+        }
+        fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, SinkError> {
+            Ok(self.0[offset as usize..offset as usize + length].to_vec())
+        }
+    }
+    let site = Site::start(Cluster::builder(15));
+    let moment = site.moment();
+    let name = site.cluster.archive_now();
+    let path = site.stored(&name);
+    let relative = path.strip_prefix(site.directory.join("repository")).expect("below the repository");
+    let key = ObjectKey::from_listing(relative.display().to_string());
+    let system = site.cluster.value("SELECT system_identifier FROM pg_control_system()");
+    let facts = ObjectFacts {
+        kind: ObjectKind::WalSegment,
+        name,
+        system_identifier: system.parse().expect("a system identifier"),
+        segment_size: walhold::pg::WalSegmentSize::new(16 << 20),
+    };
+    let mut segment = Vec::new();
+    let expected = Expected { facts: &facts, key: &key };
+    decode_object(
+        &Stored(fs::read(&path).expect("the object")),
+        &expected,
+        &KeyRing::default(),
+        &mut |bytes| {
+            segment.extend_from_slice(bytes);
+            Ok(())
+        },
+    )
+    .expect("decode the segment");
+    let sealing = Sealing { compression: Compression::Zstd(1), key: None, workers: Some(1) };
+    let mut stored: Vec<u8> = Vec::new();
+    encode_object(Memory(segment, 0), &facts, &key, &sealing, |_| Vec::new(), &mut stored)
+        .expect("encode it again");
+    fs::write(&path, stored).expect("store it without an index");
+    let run = site.restore(&site.target("planned"), &["--plan", "--target-xid", &moment.xid]);
+    run.expect_success();
+    assert!(run.stdout.contains(&format!("note: segment {} has no usable index (", facts.name)), "{run:?}");
+    assert!(run.stdout.contains(&format!("after the commit of transaction {}", moment.xid)), "{run:?}");
+}
+
+#[test]
+fn configuration_outside_the_data_directory_is_brought_along() {
+    let mut site = Site::start(Cluster::builder(15));
+    let data = site.cluster.data_directory().to_owned();
+    let etc = site.cluster.directory("etc");
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        fs::rename(data.join(name), etc.join(name)).expect("move the configuration");
+    }
+    fs::create_dir(etc.join("conf.d")).expect("conf.d");
+    fs::write(etc.join("conf.d/mine.conf"), "work_mem = '5MB'\n").expect("write a file");
+    let mut lines = fs::read_to_string(etc.join("postgresql.conf")).expect("postgresql.conf");
+    lines += &format!(
+        "\ndata_directory = '{}'\nhba_file = '{1}/pg_hba.conf'\nident_file = '{1}/pg_ident.conf'\ninclude_dir = 'conf.d'\n",
+        data.display(),
+        etc.display()
+    );
+    fs::write(etc.join("postgresql.conf"), lines).expect("write postgresql.conf");
+    ServerUser::get().own(&etc);
+    site.cluster.option("config_file", &etc.join("postgresql.conf").display().to_string());
+    site.cluster.restart();
+    site.back_up();
+    site.cluster.archive_now();
+    let before = contents(&etc);
+    site.started("copy", &["--clone"], |_, client| {
+        let target = site.target("copy");
+        assert_eq!(show(client, "SHOW data_directory"), target.display().to_string());
+        assert_eq!(show(client, "SHOW hba_file"), target.join("pg_hba.conf").display().to_string());
+        assert_eq!(show(client, "SHOW work_mem"), "5MB");
+    });
+    assert_eq!(contents(&etc), before);
+}
+
+/// A server that was recovered in place to an earlier moment, on timeline 2, while timeline 1 had gone on.
+#[test]
+fn lines_of_history_are_followed_explained_and_kept_apart() {
+    let mut site = Site::start(Cluster::builder(15));
+    let first = site.moment();
+    let abandoned = site.moment();
+    site.cluster.archive_now();
+    site.cluster.stop(support::postgres::StopMode::Fast);
+    let data = site.cluster.data_directory().to_owned();
+    fs::rename(&data, data.with_extension("broken")).expect("move the old directory away");
+    site.restore(&data, &["--target-xid", &first.xid]).expect_success();
+    site.cluster.start();
+    site.cluster.wait_promoted();
+    site.cluster.execute("INSERT INTO items VALUES (-2, 'on timeline 2')");
+    let on_two = site.moment();
+    site.cluster.archive_now();
+    assert_eq!(site.cluster.value("SELECT timeline_id FROM pg_control_checkpoint()"), "2");
+
+    // The time lies on both lines; the newest is followed, and the other one is named.
+    let plan = site.restore(&site.target("planned"), &["--plan", "--target-time", &abandoned.time]);
+    plan.expect_success();
+    let warning = "WARNING: timeline 1 went on after timeline 2 left it at 0/";
+    assert!(plan.stdout.contains(warning), "{plan:?}");
+    assert!(plan.stdout.contains("to follow timeline 1 use --timeline 1"), "{plan:?}");
+    site.started("one", &["--clone", "--timeline", "1", "--target-time", &abandoned.time], |_, client| {
+        assert_eq!(count(client), abandoned.rows);
+    });
+    site.started("two", &["--clone", "--target-time", &on_two.time], |run, client| {
+        assert_eq!(count(client), on_two.rows);
+        assert!(run.stdout.contains("on timeline 3"), "{run:?}");
+    });
+
+    // Before the switch: the old timeline is named, so that the new one's history does not run backwards.
+    let early = site.restore(&site.target("planned"), &["--plan", "--target-immediate"]);
+    early.expect_success();
+    assert!(
+        early.stdout.contains(
+            "the target lies on timeline 1, before timeline 2 leaves it: recovery follows timeline 1"
+        ),
+        "{early:?}"
+    );
+
+    // Where only timeline 2's copy of that segment is left, it has to be followed; PostgreSQL then writes such a history.
+    let fork = fs::read_to_string(data.join("pg_wal/00000002.history")).expect("the history");
+    let fork = fork.split_whitespace().nth(1).expect("the switch point").to_owned();
+    let segment = site.cluster.value(&format!("SELECT '00000001' || substr(pg_walfile_name('{fork}'), 9)"));
+    fs::remove_file(site.stored(&segment)).expect("remove timeline 1's copy");
+    let target = site.target("backwards");
+    site.started(
+        "backwards",
+        &["--clone", "--target-xid", &first.xid, "--target-exclusive"],
+        |run, client| {
+            assert_eq!(count(client), "1000");
+            assert!(run.stdout.contains("on timeline 3"), "{run:?}");
+        },
+    );
+    let history = fs::read_to_string(target.join("pg_wal/00000003.history")).expect("the history");
+    let points: Vec<walhold::pg::Lsn> =
+        history.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse().ok()).collect();
+    assert!(matches!(points.as_slice(), [first, second] if second < first), "not backwards: {history}");
+    let parsed = walhold::pg::TimelineHistory::parse(walhold::pg::TimelineId::new(3).expect("3"), &history);
+    assert!(parsed.is_ok(), "{history}: {parsed:?}");
+
+    // A timeline that was begun but not archived yet is not taken for recovered.
+    fs::remove_file(site.stored(&format!("00000002{}", &segment[8..]))).expect("remove timeline 2's copy");
+    let run = site.restore(&site.target("refused"), &[]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+}

@@ -1,0 +1,260 @@
+//! `wal-push` and `wal-fetch` against an S3 store that fails on purpose: an outage is never taken for an absence, nothing wrong is
+//! delivered, nothing is acknowledged that is not stored.
+
+mod support;
+
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use support::archive::{Archive, Run, contents};
+use support::fault_proxy::{Fault, FaultProxy};
+use support::stores::{ACCESS_KEY, BUCKET, Conditions, S3Server, SECRET_KEY};
+use support::wal_files::small_files;
+
+const UNREACHABLE: &str = "check the network and the store; the request may be repeated";
+
+/// An S3 server, a proxy before it, and a data directory whose WAL goes there.
+struct Cloud {
+    server: S3Server,
+    proxy: FaultProxy,
+    archive: Archive,
+}
+
+impl Cloud {
+    fn start(conditions: Conditions) -> Cloud {
+        let server = S3Server::start(conditions);
+        let proxy = FaultProxy::start(server.addr());
+        let mut archive = Archive::without_repository(small_files());
+        archive.set("WALHOLD_REPOSITORY", &format!("s3://{BUCKET}/prefix"));
+        archive.set("AWS_ENDPOINT_URL", &format!("http://{}", proxy.addr()));
+        archive.set("AWS_REGION", "us-east-1");
+        archive.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
+        archive.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        archive.set("WALHOLD_WAL_FETCH_DEADLINE", "2s");
+        archive.set("WALHOLD_WAL_HISTORY_DEADLINE", "2s");
+        archive.set("WALHOLD_WAL_PUSH_DEADLINE", "2s");
+        archive.walhold(["init"]).expect_success();
+        Cloud { server, proxy, archive }
+    }
+
+    /// With the first two segments stored.
+    fn with_segments() -> (Cloud, &'static str, &'static str) {
+        let cloud = Cloud::start(Conditions::Enforced);
+        let files = small_files();
+        let (first, second) = (files.segment(0), files.segment(1));
+        for name in [first, second] {
+            cloud.archive.push(name, files.bytes(name)).expect_success();
+            fs::remove_file(cloud.archive.path("data/pg_wal").join(name)).unwrap();
+        }
+        (cloud, first, second)
+    }
+
+    fn stored(&self) -> Vec<String> {
+        let stored = contents(&self.server.bucket_directory());
+        // The server's own notes lie beside the objects.
+        stored.into_keys().filter(|path| path.starts_with("prefix/")).collect()
+    }
+
+    #[track_caller]
+    fn refused(&self, name: &str, status: i32) -> Run {
+        let run = self.archive.fetch(name);
+        assert_eq!(run.status, Some(status), "{run:?}");
+        assert!(self.archive.pg_wal().is_empty(), "{:?} was left", self.archive.pg_wal());
+        run
+    }
+}
+
+#[track_caller]
+fn assert_gave_up(run: &Run, verb_and_object: &str, problem: &str) {
+    let line = run.error_line();
+    let beginning = format!("{verb_and_object}: gave up after ");
+    assert!(line.starts_with(&beginning), "{line}");
+    assert!(line.ends_with(&format!("{problem}  HINT: {UNREACHABLE}")), "{line}");
+}
+
+#[test]
+fn an_outage_is_not_an_absence() {
+    let (cloud, stored, _) = Cloud::with_segments();
+    let never_stored = small_files().segment(2);
+    for name in [stored, never_stored, "00000002.history"] {
+        cloud.proxy.set(Fault::Refuse);
+        let run = cloud.refused(name, 213);
+        assert_gave_up(&run, "read walhold.json", ": Connection refused");
+        for (status, words) in [
+            (500, "HTTP 500 InternalError: Injected by the test"),
+            (503, "HTTP 503 SlowDown: Injected by the test"),
+            (429, "HTTP 429 TooManyRequests: Injected by the test"),
+        ] {
+            cloud.proxy.set(Fault::Status(status));
+            assert_gave_up(&cloud.refused(name, 213), "read walhold.json", words);
+        }
+        cloud.proxy.set(Fault::Status(403));
+        let run = cloud.refused(name, 211);
+        assert!(
+            run.error_line().starts_with(
+                "read walhold.json: the store refuses: HTTP 403 AccessDenied: Injected by the test  HINT: check the credentials"
+            ),
+            "{run:?}"
+        );
+        // A wrong bucket, a wrong prefix.
+        cloud.proxy.set(Fault::Status(404));
+        let run = cloud.refused(name, 210);
+        assert!(
+            run.error_line().starts_with(&format!(
+                "no walhold repository at s3://{BUCKET}/prefix: walhold.json is not there  HINT: "
+            )),
+            "{run:?}"
+        );
+    }
+    cloud.proxy.set(Fault::None);
+    cloud.archive.fetch(stored).expect_success();
+    fs::remove_file(cloud.archive.path("data/pg_wal/RECOVERYXLOG")).unwrap();
+    cloud.refused(never_stored, 1);
+}
+
+#[test]
+fn an_outage_that_comes_after_the_miss_is_not_an_absence() {
+    let (cloud, ..) = Cloud::with_segments();
+    let absent = small_files().segment(2);
+    // The store says that the segment is not there, and nothing more: the marker, the identity or the listing fails.
+    for (pattern, verb_and_object) in [("/identity/", "read main/identity/"), ("list-type", "list main/wal/")]
+    {
+        cloud.proxy.set_matching(pattern, 1000, Fault::Status(503));
+        let run = cloud.refused(absent, 213);
+        assert!(run.error_line().starts_with(verb_and_object), "{run:?}");
+        cloud.proxy.set_matching(pattern, 1000, Fault::Status(404));
+        let run = cloud.refused(absent, if pattern == "/identity/" { 221 } else { 210 });
+        assert!(!run.error_line().is_empty());
+    }
+    cloud.proxy.set(Fault::None);
+    cloud.refused(absent, 1);
+}
+
+#[test]
+fn a_transfer_that_breaks_is_begun_again_or_told() {
+    let (cloud, segment, _) = Cloud::with_segments();
+    let files = small_files();
+    for fault in [Fault::HangMidBody, Fault::ResetMidBody, Fault::TruncateBody] {
+        cloud.proxy.set_matching(segment, 1000, fault);
+        let begun = Instant::now();
+        let run = cloud.refused(segment, 213);
+        assert!(run.error_line().contains(segment), "{fault:?}: {run:?}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{fault:?} took {:?}", begun.elapsed());
+    }
+    for fault in [Fault::ResetMidBody, Fault::TruncateBody, Fault::Status(503), Fault::Status(429)] {
+        cloud.proxy.set_matching(segment, 1, fault);
+        cloud.archive.fetch(segment).expect_success();
+        assert!(cloud.archive.fetched() == files.bytes(segment), "{fault:?}");
+        fs::remove_file(cloud.archive.path("data/pg_wal/RECOVERYXLOG")).unwrap();
+    }
+    // A bit that flips on the way can't be told from one that flipped in the store.
+    cloud.proxy.set_matching(segment, 1000, Fault::FlipBit);
+    let run = cloud.refused(segment, 214);
+    assert!(run.error_line().contains(" is damaged: "), "{run:?}");
+}
+
+#[test]
+fn a_push_succeeds_only_when_the_object_is_stored() {
+    let (cloud, ..) = Cloud::with_segments();
+    let files = small_files();
+    let segment = files.segment(2);
+    let before = cloud.stored();
+    for fault in [Fault::Refuse, Fault::Status(500), Fault::Status(503), Fault::Status(429)] {
+        cloud.proxy.set(fault);
+        let run = cloud.archive.push(segment, files.bytes(segment));
+        assert_eq!(run.status, Some(13), "{fault:?}: {run:?}");
+        cloud.proxy.set(Fault::None);
+        assert_eq!(cloud.stored(), before, "{fault:?}");
+    }
+    cloud.proxy.set_matching("PUT ", 1000, Fault::Status(503));
+    let run = cloud.archive.push(segment, files.bytes(segment));
+    assert_eq!(run.status, Some(13), "{run:?}");
+    assert!(run.error_line().starts_with("publish main/wal/"), "{run:?}");
+    cloud.proxy.set(Fault::Status(403));
+    assert_eq!(cloud.archive.push(segment, files.bytes(segment)).status, Some(11));
+    cloud.proxy.set(Fault::None);
+    assert_eq!(cloud.stored(), before);
+    // The store has it, but its answer is lost: the next attempt finds it and compares.
+    cloud.proxy.set_matching("PUT ", 1, Fault::LoseAnswer);
+    cloud.archive.push(segment, files.bytes(segment)).expect_success();
+    assert_eq!(cloud.stored().len(), before.len() + 1);
+    cloud.proxy.set(Fault::None);
+    cloud.archive.fetch(segment).expect_success();
+    assert!(cloud.archive.fetched() == files.bytes(segment));
+}
+
+#[test]
+fn wrong_credentials_are_told_and_not_shown() {
+    let (mut cloud, ..) = Cloud::with_segments();
+    let files = small_files();
+    let segment = files.segment(2);
+    let secret = "this-is-not-the-secret-key";
+    cloud.archive.set("AWS_SECRET_ACCESS_KEY", secret);
+    let before = cloud.stored();
+    let run = cloud.archive.push(segment, files.bytes(segment));
+    assert_eq!(run.status, Some(11), "{run:?}");
+    assert!(
+        run.error_line().starts_with("read walhold.json: the store refuses: HTTP 403 SignatureDoesNotMatch"),
+        "{run:?}"
+    );
+    assert!(!run.stderr.contains(secret) && !run.stderr.contains(SECRET_KEY));
+    assert_eq!(cloud.archive.fetch(segment).status, Some(211));
+    assert_eq!(cloud.stored(), before);
+}
+
+#[test]
+fn conflicts_are_told_by_every_store() {
+    let files = small_files();
+    let segment = files.segment(0);
+    let mut other = files.bytes(segment).to_vec();
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    for conditions in [Conditions::Enforced, Conditions::Ignored] {
+        let mut cloud = Cloud::start(conditions);
+        cloud.archive.set("AWS_ENDPOINT_URL", &format!("http://{}", cloud.server.addr()));
+        cloud.archive.push(segment, files.bytes(segment)).expect_success();
+        let before = cloud.stored();
+        let again = cloud.archive.push(segment, files.bytes(segment));
+        again.expect_success();
+        assert!(again.stderr.contains("is already archived with the same content"), "{again:?}");
+        assert_eq!(cloud.archive.push(segment, &other).status, Some(9), "{conditions:?}");
+        assert_eq!(cloud.stored(), before, "{conditions:?}");
+        cloud.archive.fetch(segment).expect_success();
+        assert!(cloud.archive.fetched() == files.bytes(segment), "{conditions:?}");
+    }
+}
+
+#[test]
+fn sigterm_ends_a_push_or_fetch_that_waits_for_the_store() {
+    let (mut cloud, stored, _) = Cloud::with_segments();
+    let files = small_files();
+    let segment = files.segment(2);
+    let path = cloud.archive.offer(segment, files.bytes(segment));
+    for variable in ["WALHOLD_WAL_PUSH_DEADLINE", "WALHOLD_WAL_FETCH_DEADLINE"] {
+        cloud.archive.set(variable, "60s");
+    }
+    let before = cloud.stored();
+    for fault in [Fault::Refuse, Fault::Delay(Duration::from_secs(30))] {
+        cloud.proxy.set(fault);
+        for arguments in [vec!["wal-push", path.as_str()], vec!["wal-fetch", stored, "pg_wal/RECOVERYXLOG"]] {
+            let is_push = arguments.contains(&"wal-push");
+            let mut command = cloud.archive.command(arguments);
+            let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start");
+            std::thread::sleep(Duration::from_millis(1500));
+            kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).expect("send SIGTERM");
+            let begun = Instant::now();
+            let run = Run::of(&child.wait_with_output().expect("wait for it"));
+            assert!(begun.elapsed() < Duration::from_secs(5), "{fault:?}: {:?}", begun.elapsed());
+            let expected = if is_push { (Some(17), None) } else { (None, Some(15)) };
+            assert_eq!((run.status, run.signal), expected, "{fault:?}: {run:?}");
+            assert_eq!(run.error_line(), "read walhold.json: interrupted by a signal");
+        }
+    }
+    cloud.proxy.set(Fault::None);
+    assert_eq!(cloud.stored(), before);
+    assert_eq!(cloud.archive.pg_wal(), [segment]);
+}
