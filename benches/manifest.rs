@@ -115,7 +115,7 @@ fn manifests(criterion: &mut Criterion) {
     group.sample_size(10).throughput(Throughput::Elements(u64::from(RANGES)));
     group.bench_function("encode", |bencher| bencher.iter(|| manifest.encode()));
     group.bench_function("decode", |bencher| {
-        bencher.iter_batched(|| body.as_slice(), |body| Manifest::decode(body), BatchSize::PerIteration);
+        bencher.iter_batched(|| body.as_slice(), Manifest::decode, BatchSize::PerIteration);
     });
     group.finish();
 }
