@@ -117,9 +117,7 @@ impl TimelineHistory {
             if ancestor.timeline >= timeline {
                 return Err(error("an ancestor's number is not below the timeline's own"));
             }
-            if let Some(last) = ancestors.last()
-                && ancestor.timeline <= last.timeline
-            {
+            if ancestors.last().is_some_and(|last| ancestor.timeline <= last.timeline) {
                 return Err(error("timelines do not increase"));
             }
             ancestors.push(ancestor);
