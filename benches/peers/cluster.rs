@@ -63,7 +63,7 @@ impl Cluster {
         as_postgres(root, &format!("{BIN}/initdb"), &["-D", &data, "-A", "trust", "--data-checksums", "-N"]);
         let settings = format!(
             "port = 54999\nlisten_addresses = ''\nunix_socket_directories = '{}'\nfsync = on\nshared_buffers = 512MB\n\
-             max_wal_size = 8GB\ncheckpoint_timeout = 1h\nwal_level = replica\narchive_mode = on\narchive_command = 'true'\n\
+             max_wal_size = 8GB\ncheckpoint_timeout = 1h\nsynchronous_commit = off\nwal_level = replica\narchive_mode = on\narchive_command = 'true'\n\
              autovacuum = off\nwal_keep_size = 4GB\n",
             cluster.socket.display()
         );
@@ -132,10 +132,10 @@ impl Cluster {
     pub fn pgbench_segments(&self, count: usize, into: &Path) -> Vec<PathBuf> {
         let socket = self.socket.display().to_string();
         let bench = |arguments: &[&str]| {
-            let base = [&["-h", socket.as_str(), "-p", "54999", "-q"], arguments, &["postgres"]].concat();
+            let base = [&["-h", socket.as_str(), "-p", "54999"], arguments, &["postgres"]].concat();
             as_postgres(&self.socket, &format!("{BIN}/pgbench"), &base);
         };
-        bench(&["-i", "-s", "20"]);
+        bench(&["-i", "-q", "-s", "20"]);
         self.sql("CHECKPOINT");
         let first = self.current_segment();
         while self.segments_since(&first) < count + 1 {

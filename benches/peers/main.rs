@@ -2,7 +2,8 @@
 //! turn. Prints medians and ratios; docs/performance.md keeps them.
 //!
 //! `make bench-peers` runs it as root (servers and tools run as `postgres`). `WALHOLD_BENCH_GB` (default 1.75) sizes the cluster,
-//! `WALHOLD_BENCH_DIR` (default /var/tmp/walhold-bench) holds it, `WALHOLD_BENCH_ONLY` picks one of `wal`, `backup`.
+//! `WALHOLD_BENCH_DIR` (default /var/tmp/walhold-bench) holds it, `WALHOLD_BENCH_SEGMENTS` (default 35) is how many
+//! segments of each kind are pushed and fetched, `WALHOLD_BENCH_ONLY` picks one of `wal`, `backup`.
 
 mod cluster;
 mod floor;
@@ -37,8 +38,10 @@ fn main() {
     let cluster = Cluster::create(&run);
     let bench = Bench::prepare(&run, Path::new(env!("CARGO_BIN_EXE_walhold")), &walrus, &cluster);
     if only.is_empty() || only == "wal" {
-        wal(&bench, &cluster, "pgbench", &cluster.pgbench_segments(35, &run.join("pgbench")));
-        wal(&bench, &cluster, "random text", &cluster.random_text_segments(20, &run.join("random")));
+        let count: usize =
+            variable("WALHOLD_BENCH_SEGMENTS", "35").parse().expect("WALHOLD_BENCH_SEGMENTS is a number");
+        wal(&bench, &cluster, "pgbench", &cluster.pgbench_segments(count, &run.join("pgbench")));
+        wal(&bench, &cluster, "random text", &cluster.random_text_segments(count, &run.join("random")));
     }
     if only.is_empty() || only == "backup" {
         cluster.fill(gigabytes);

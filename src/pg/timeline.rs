@@ -117,10 +117,8 @@ impl TimelineHistory {
             if ancestor.timeline >= timeline {
                 return Err(error("an ancestor's number is not below the timeline's own"));
             }
-            if let Some(last) = ancestors.last() {
-                if ancestor.timeline <= last.timeline {
-                    return Err(error("timelines do not increase"));
-                }
+            if ancestors.last().is_some_and(|last| ancestor.timeline <= last.timeline) {
+                return Err(error("timelines do not increase"));
             }
             ancestors.push(ancestor);
         }

@@ -307,6 +307,10 @@ fn warn_about_other_lines(
     question: &Question,
 ) -> Result<(), RestoreError> {
     let line = &choice.line;
+    let unusable = view.unusable_histories.iter();
+    choice.warnings.extend(unusable.map(|(timeline, problem)| {
+        format!("the history of timeline {} cannot be used, so it is not followed: {problem}", timeline.get())
+    }));
     let beside = candidates
         .iter()
         .find(|backup| backup.stop_time > choice.backup.stop_time && on_line(backup, line).is_err());

@@ -206,12 +206,16 @@ fn place_tablespaces(
             || mapping.old == tablespace.oid.to_string()
             || mapping.old.trim_end_matches('/') == tablespace.location.trim_end_matches('/')
     };
-    if let Some(unused) = mappings.iter().find(|mapping| !tablespaces.iter().any(|t| fits(mapping, t))) {
+    let unused =
+        mappings.iter().find(|mapping| !tablespaces.iter().any(|tablespace| fits(mapping, tablespace)));
+    let mapped = |tablespace: &Tablespace| mappings.iter().any(|mapping| fits(mapping, tablespace));
+    // With a tablespace left that no mapping names, this one is taken for a misspelling.
+    if let Some(unused) = unused.filter(|_| !tablespaces.iter().all(mapped)) {
         let list: Vec<String> =
             tablespaces.iter().map(|t| format!("{} ({}, {})", t.name, t.oid, t.location)).collect();
         return Err(RestoreError::refused(
             format!("--tablespace {:?} names no tablespace of this backup", unused.old),
-            if list.is_empty() { "it has none".to_owned() } else { format!("it has: {}", list.join(", ")) },
+            format!("it has: {}", list.join(", ")),
         ));
     }
     let mut placed: Vec<PlacedTablespace> = Vec::new();
@@ -395,6 +399,11 @@ mod tests {
         for old in ["fast", "16384", &format!("{root}/old/")] {
             assert_eq!(place(&format!("{old}={root}/new")).unwrap(), directory.path().join("new"));
         }
+        // Nothing is left that a misspelt name could have meant.
+        assert_eq!(
+            place(&format!("slow={root}/slow fast={root}/new")).unwrap(),
+            directory.path().join("new")
+        );
         assert_eq!(
             text(place(&format!("slow={root}/new")).unwrap_err()),
             format!(

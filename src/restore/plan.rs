@@ -24,7 +24,7 @@ use crate::format::BackupId;
 use crate::format::manifest::{BackupSummary, FileEntry, Manifest, Root};
 use crate::pg::control::ControlFile;
 use crate::pg::recovery::{
-    Recovery, RecoveryMode, TargetAction, TargetInclusion, TargetTimeline, parse_settings,
+    Recovery, RecoveryMode, TargetAction, TargetInclusion, TargetTimeline, parse_settings, setting,
 };
 use crate::repository::Repository;
 
@@ -360,6 +360,12 @@ impl RestorePlan {
         let mut settings = parse_settings(&text).unwrap_or_default();
         settings.extend(parse_settings(&auto).unwrap_or_default());
         self.warnings.extend(lowered_limits(&settings, &self.manifest));
+        let follows = setting(&settings, "primary_conninfo").is_some_and(|value| !value.is_empty());
+        if self.request.role == Role::Standby && self.request.primary_conninfo.is_none() && !follows {
+            self.notes.push(
+                "primary_conninfo is not set: the standby follows through the archive alone, a segment behind".to_owned(),
+            );
+        }
         self.own_places = own_places;
         for adopted in &self.adopted {
             self.notes.push(format!(

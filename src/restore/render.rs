@@ -8,6 +8,7 @@ use super::plan::RestorePlan;
 use super::prove::{Stop, StopAt};
 use super::target::{Role, Target};
 use super::time_text::{find_zone, show_in};
+use super::wal_path::PathEnd;
 use super::watch::{RecoveryEnd, Verdict};
 use crate::format::wal_index::{Outcome, TransactionEnd};
 use crate::output::{human_duration, human_size};
@@ -291,7 +292,11 @@ impl RestorePlan {
         let segments = &self.choice.path.segments;
         match (segments.first(), segments.last()) {
             (Some(first), Some(last)) => {
-                format!("{} to {}, {} segments without a gap", first.name, last.name, segments.len())
+                let end = match &self.choice.path.end {
+                    PathEnd::Gap { missing, .. } => format!("; behind them {missing} is missing"),
+                    _ => " without a gap".to_owned(),
+                };
+                format!("{} to {}, {} segments{end}", first.name, last.name, segments.len())
             }
             _ => "none".to_owned(),
         }

@@ -64,12 +64,14 @@ impl SyncedTrees {
                 Method::Covered => {}
                 Method::FileSystem => nix::unistd::syncfs(&tree.handle)
                     .map_err(|error| RestoreError::local("sync", &tree.directory, &error.into()))?,
-                Method::EachFile => sync_each(&tree.directory, jobs)?,
+                Method::EachFile => {
+                    sync_each(&tree.directory, jobs)?;
+                    // The directory's own name, which the file system's sync covers in the other cases.
+                    let parent = crate::local::durable::parent_of(&tree.directory);
+                    crate::local::durable::sync_directory(&parent)
+                        .map_err(|error| RestoreError::local("sync", &parent, &error))?;
+                }
             }
-            // The directory's own name.
-            let parent = crate::local::durable::parent_of(&tree.directory);
-            crate::local::durable::sync_directory(&parent)
-                .map_err(|error| RestoreError::local("sync", &parent, &error))?;
         }
         Ok(())
     }

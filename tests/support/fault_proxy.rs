@@ -241,8 +241,8 @@ fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
             Fault::Refuse => break,
             _ => {}
         }
-        server.write_all(&request.head)?;
-        server.write_all(&request.body)?;
+        // In one write, and its failure is no end: a server may answer from the head alone and close.
+        drop(server.write_all(&[request.head.as_slice(), &request.body].concat()));
         let has_body = !first_line.starts_with("HEAD ");
         let Some(mut response) = Message::read(&mut server, &mut from_server, has_body)? else { break };
         let half = response.body.len() / 2;
