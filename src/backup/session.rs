@@ -105,9 +105,8 @@ fn followed(
     timeline: TimelineId,
 ) -> Result<Option<TimelineHistory>, BackupError> {
     let directory = state.pgdata.join("pg_wal");
-    let names = std::fs::read_dir(&directory).and_then(|entries| {
-        entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()
-    });
+    let names = std::fs::read_dir(&directory)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>());
     let names = names.map_err(|error| BackupError::Read { path: directory, error })?;
     let parse = |name: &std::ffi::OsString| match name.to_str()?.parse() {
         Ok(ArchiveFileName::TimelineHistory(known)) if known > timeline => Some(known),
