@@ -266,6 +266,11 @@ fn started_at(postmaster_pid: &str) -> Option<i64> {
 
 /// Configuration files that lie outside PGDATA, and files that they include.
 fn external_files(session: &mut Session, settings: &BTreeMap<String, String>, pgdata: &Path) -> Vec<PathBuf> {
+    if !settings.contains_key("config_file") {
+        tracing::warn!(
+            "the server does not tell this role where its configuration files are: those outside the data directory are not part of the backup; GRANT pg_read_all_settings to it"
+        );
+    }
     let mut files: Vec<String> =
         FILE_SETTINGS.iter().filter_map(|name| settings.get(*name).cloned()).collect();
     // Superusers only, and only files that set something; the rest of them the administrator knows.

@@ -117,3 +117,25 @@ fn another_cluster_under_the_same_name_is_told_and_kept_apart() {
     assert_eq!(list.len(), 2);
     assert_ne!(list[0]["system_identifier"], list[1]["system_identifier"]);
 }
+
+#[test]
+fn a_role_with_a_few_grants_is_enough() {
+    let mut site = Site::start(Cluster::builder(15));
+    site.cluster.execute(
+        "CREATE ROLE backup LOGIN; GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO backup",
+    );
+    site.variables.push(("PGUSER".to_owned(), "backup".to_owned()));
+    let mut command = site.command(&["backup-push"]);
+    let output = command.env_remove("PGDATA").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("the server does not tell this role where its data directory is"), "{text}");
+    assert!(
+        text.contains("HINT: set --pgdata (or PGDATA), or GRANT pg_read_all_settings to the role"),
+        "{text}"
+    );
+    site.cluster.execute("GRANT pg_read_all_settings TO backup");
+    let output = site.command(&["backup-push"]).env_remove("PGDATA").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(site.contents().manifest.summary.damaged_pages, 0);
+}
