@@ -3,6 +3,7 @@
 mod support;
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use walhold::codec::encode::ObjectSink;
@@ -16,7 +17,10 @@ use walhold::repository::{
 use support::cloud_emulators::{Azurite, GcsEmulator};
 use support::fault_proxy::{Fault, FaultProxy};
 use support::gcs_gateway::Reports;
-use support::stores::{Conditions, S3Server, SECRET_KEY, directory, s3_settings};
+use support::postgres::installation::{cache_directory, run};
+use support::program::{describe, walhold_command};
+use support::stores::{ACCESS_KEY, Conditions, S3Server, SECRET_KEY, directory, s3_settings};
+use support::tls_proxy;
 
 const PATIENCE: Patience = Patience::PerRequest(Duration::from_secs(30));
 
@@ -442,7 +446,7 @@ fn names_carry_digests(server: &S3Server) {
     let path = "main/wal/8/00000001/00000000/000000010000000000000009";
     let object = created(&repository, path, Naming::ByStore, b"one server's");
     assert_eq!(object.path, format!("{path}.{}", Digest::of(b"one server's").short()));
-    assert_eq!(repository.list("main/wal/8").unwrap(), [object.clone()]);
+    assert_eq!(repository.list("main/wal/8").unwrap(), std::slice::from_ref(&object));
     // Another server that looked before this one had written.
     let other = format!("{path}.{}", Digest::of(b"another's").short());
     created(&repository, &other, Naming::Unique, b"another's");
@@ -493,7 +497,7 @@ fn a_store_that_fails_a_few_times_is_asked_again() {
             store.repository.find_and_read(&key("main/x"), Naming::ByStore, 10).unwrap().unwrap();
         assert_eq!(found, store.object);
         again();
-        assert_eq!(store.repository.list("main").unwrap(), [store.object.clone()], "{fault:?}");
+        assert_eq!(store.repository.list("main").unwrap(), std::slice::from_ref(&store.object), "{fault:?}");
         again();
         let path = format!("main/{fault:?}");
         let put = store.repository.put(&key(&path), Naming::ByStore, b"new").unwrap();
@@ -678,4 +682,84 @@ fn what_a_store_kept_wrongly_is_sent_again() {
     let content = noise(5000, 8);
     let object = created(&repository, "main/x", Naming::ByStore, &content);
     assert_eq!(repository.read(&object).unwrap(), content);
+}
+
+/// A store with a certificate, reached by the program itself: whom it trusts is read from its environment.
+#[test]
+fn a_store_behind_tls_is_trusted_only_if_its_authority_is() {
+    let server = S3Server::start(Conditions::Enforced);
+    let endpoint = format!("https://localhost:{}", tls_proxy::start(server.addr()).port());
+    let init = |variables: &[(&str, &str)]| {
+        let output = walhold_command()
+            .arg("init")
+            .env("WALHOLD_REPOSITORY", "s3://bucket/tls")
+            .env("WALHOLD_WAL_PUSH_DEADLINE", "2s")
+            .env("AWS_ENDPOINT_URL", &endpoint)
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+            .envs(variables.iter().copied())
+            .output()
+            .expect("run walhold");
+        (output.status.code(), describe(&output))
+    };
+    let (status, text) = init(&[]);
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("invalid peer certificate: UnknownIssuer"), "{text}");
+    assert!(!text.contains(SECRET_KEY), "{text}");
+    let (status, text) = init(&[("SSL_CERT_FILE", &readable_authority())]);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("created repository s3://bucket/tls"), "{text}");
+    assert!(server.bucket_directory().join("tls/walhold.json").exists());
+}
+
+/// The program runs as the server's user, who may not see the source tree.
+fn readable_authority() -> String {
+    let copy = cache_directory().join("test-authority.pem");
+    std::fs::copy(tls_proxy::authority(), &copy).expect("copy the authority's certificate");
+    copy.display().to_string()
+}
+
+/// A file system of a given size in memory; it is unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(size: &str) -> SmallDisk {
+        let disk = SmallDisk(tempfile::tempdir().unwrap());
+        let options = format!("size={size}");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(disk.0.path()));
+        disk
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).output();
+    }
+}
+
+#[test]
+fn a_full_or_read_only_disk_is_told_at_once_and_keeps_nothing_half() {
+    for options in [[].as_slice(), &[("staging", "named")]] {
+        let disk = SmallDisk::mount("3m");
+        let settings = directory(disk.0.path(), options);
+        init(&settings, PATIENCE).unwrap();
+        let repository = Repository::open(&settings, PATIENCE).unwrap();
+        created(&repository, "main/x", Naming::ByStore, b"x");
+        let before = files_below(disk.0.path());
+        let begun = Instant::now();
+        let mut publication = repository.publish(&key("main/y"), Naming::ByStore, 5 << 20).unwrap();
+        let written = noise(5 << 20, 1).chunks(100_000).try_for_each(|piece| publication.write(piece));
+        let error = written.expect_err("5 MiB fit into 3");
+        assert_eq!(error.to_string(), "publish main/y: the store is full: No space left on device");
+        drop(publication);
+        assert_eq!(files_below(disk.0.path()), before);
+        created(&repository, "main/z", Naming::ByStore, b"small enough again");
+
+        run(Command::new("mount").args(["-o", "remount,ro"]).arg(disk.0.path()));
+        let error = repository.put(&key("main/w"), Naming::ByStore, b"w").unwrap_err();
+        assert_eq!(error.to_string(), "publish main/w: the store refuses: Read-only file system");
+        assert_eq!(repository.find(&key("main/w"), Naming::ByStore).unwrap(), None);
+        assert!(begun.elapsed() < Duration::from_secs(2), "asked again in vain: {:?}", begun.elapsed());
+    }
 }

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use support::archive::{Archive, Run, contents};
 use support::fault_proxy::{Fault, FaultProxy};
 use support::stores::{ACCESS_KEY, BUCKET, Conditions, S3Server, SECRET_KEY};
-use support::wal_files::small_files;
+use support::wal_files::{large_files, small_files};
 
 const UNREACHABLE: &str = "check the network and the store; the request may be repeated";
 
@@ -226,6 +226,32 @@ fn conflicts_are_told_by_every_store() {
         cloud.archive.fetch(segment).expect_success();
         assert!(cloud.archive.fetched() == files.bytes(segment), "{conditions:?}");
     }
+}
+
+#[test]
+fn memory_stays_bounded_with_a_store_in_the_cloud() {
+    let files = large_files();
+    let mut cloud = Cloud::start(Conditions::Enforced);
+    cloud.archive.set_control(files);
+    cloud.archive.set("AWS_ENDPOINT_URL", &format!("http://{}", cloud.server.addr()));
+    for deadline in ["WALHOLD_WAL_PUSH_DEADLINE", "WALHOLD_WAL_FETCH_DEADLINE"] {
+        cloud.archive.set(deadline, "60s");
+    }
+    let segment = files.segment(0);
+    let mut bytes = files.bytes(segment).to_vec();
+    let mut state = 1_u64;
+    for byte in &mut bytes[8192..] {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *byte = (state >> 56) as u8;
+    }
+    let path = cloud.archive.offer(segment, &bytes);
+    for arguments in [vec!["wal-push", path.as_str()], vec!["wal-fetch", segment, "pg_wal/RECOVERYXLOG"]] {
+        let peak = support::memory::peak_kilobytes(&mut cloud.archive.command(arguments.clone()));
+        // An unoptimised binary's own code takes some 14 MiB more.
+        let limit = if cfg!(debug_assertions) { 46 << 10 } else { 32 << 10 };
+        assert!(peak <= limit, "{arguments:?} took {peak} kB");
+    }
+    assert!(cloud.archive.fetched() == bytes);
 }
 
 #[test]

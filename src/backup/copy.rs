@@ -17,7 +17,6 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use super::BackupError;
-use super::control::{self, ReadControl};
 use super::pack_writer::{PackFactory, PackWriter};
 use super::plan::{Queue, SourceFile};
 use super::relation_file::{PageRules, SuspectPage};
@@ -73,7 +72,8 @@ pub(super) struct JobResult {
     pub(super) ranges: Vec<ReadRange>,
     pub(super) packs: Vec<PackEntry>,
     pub(super) suspects: Vec<(u32, SuspectPage)>,
-    pub(super) control: Option<ReadControl>,
+    /// Whether this job copied `pg_control`.
+    pub(super) has_control: bool,
 }
 
 /// What was copied.
@@ -84,8 +84,6 @@ pub struct Copied {
     pub packs: Vec<PackEntry>,
     /// Pages that did not fit their checksum: index into the plan's files, page.
     pub suspects: Vec<(u32, SuspectPage)>,
-    /// `pg_control` as it was stored.
-    pub control: ReadControl,
 }
 
 /// Jobs at work. Dropped unfinished, it tells them to stop.
@@ -202,7 +200,7 @@ fn assemble(files: &[SourceFile], results: Vec<JobResult>) -> Result<Copied, Bac
     let mut ranges: Vec<Vec<FileRange>> = vec![Vec::new(); files.len()];
     let mut copied_packs = Vec::new();
     let mut suspects = Vec::new();
-    let mut control = None;
+    let mut has_control = false;
     for result in results {
         for file in result.opened {
             if let Some(opened) = opened.get_mut(file as usize) {
@@ -216,7 +214,7 @@ fn assemble(files: &[SourceFile], results: Vec<JobResult>) -> Result<Copied, Bac
         }
         copied_packs.extend(result.packs);
         suspects.extend(result.suspects);
-        control = control.or(result.control);
+        has_control |= result.has_control;
     }
     let mut entries = Vec::with_capacity(files.len());
     for ((file, ranges), opened) in files.iter().zip(ranges).zip(opened) {
@@ -236,8 +234,10 @@ fn assemble(files: &[SourceFile], results: Vec<JobResult>) -> Result<Copied, Bac
     entries.sort_by(|a, b| (a.root, &a.path).cmp(&(b.root, &b.path)));
     copied_packs.sort_by_key(|pack| pack.number);
     suspects.sort_by_key(|(file, page)| (*file, page.block));
-    let control = control.ok_or_else(|| control::unreadable("no job reached it"))?;
-    Ok(Copied { files: entries, packs: copied_packs, suspects, control })
+    if !has_control {
+        return Err(BackupError::JobLost);
+    }
+    Ok(Copied { files: entries, packs: copied_packs, suspects })
 }
 
 /// Ranges in order, and the file's size. A file that was truncated and extended again while several jobs read it may

@@ -8,7 +8,7 @@ use super::{BackupError, BackupRequest, control};
 use crate::format::manifest::Tablespace;
 use crate::local::pgdata_walk::PgdataWalk;
 use crate::pg::client::{ClientError, ConnectionSettings, Session, StoppedBackup};
-use crate::pg::{Lsn, TimelineHistory, TimelineId};
+use crate::pg::{ArchiveFileName, Lsn, TimelineHistory, TimelineId};
 
 /// How often the session is asked for a sign of life: the server ends a backup with the session that began it, and a
 /// firewall may end a session that is silent for long.
@@ -77,11 +77,14 @@ pub struct BackupWal {
 pub fn wal_of(state: &ServerState, start: &Lsn, stopped: &StoppedBackup) -> Result<BackupWal, BackupError> {
     let now = control::read(&state.pgdata)?.file;
     let newest = now.min_recovery_timeline.unwrap_or(now.checkpoint_timeline);
-    let history = if newest == state.control.checkpoint_timeline {
+    let mut history = if newest == state.control.checkpoint_timeline {
         TimelineHistory::without_ancestors(newest)
     } else {
         read_history(state, newest)?
     };
+    if state.in_recovery {
+        history = followed(state, stopped.lsn, newest)?.unwrap_or(history);
+    }
     let last_byte = Lsn::new(stopped.lsn.get().saturating_sub(1));
     Ok(BackupWal {
         stop_timeline: history.timeline_at(last_byte),
@@ -92,6 +95,35 @@ pub fn wal_of(state: &ServerState, start: &Lsn, stopped: &StoppedBackup) -> Resu
             segment_size: state.control.wal_segment_size,
         },
     })
+}
+
+/// The newest timeline that a standby knows of and that left `timeline` at or after the stop. It matters where it began
+/// in the stop's own segment: the old timeline's segment was never completed, so only the new one's is archived.
+fn followed(
+    state: &ServerState,
+    stop: Lsn,
+    timeline: TimelineId,
+) -> Result<Option<TimelineHistory>, BackupError> {
+    let directory = state.pgdata.join("pg_wal");
+    let names = std::fs::read_dir(&directory).and_then(|entries| {
+        entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()
+    });
+    let names = names.map_err(|error| BackupError::Read { path: directory, error })?;
+    let parse = |name: &std::ffi::OsString| match name.to_str()?.parse() {
+        Ok(ArchiveFileName::TimelineHistory(known)) if known > timeline => Some(known),
+        _ => None,
+    };
+    let mut known: Vec<TimelineId> = names.iter().filter_map(parse).collect();
+    known.sort_unstable();
+    for newer in known.into_iter().rev() {
+        // A file that cannot be read is no timeline that this standby follows.
+        if let Ok(history) = read_history(state, newer)
+            && history.left_at(timeline).is_some_and(|left_at| left_at >= stop)
+        {
+            return Ok(Some(history));
+        }
+    }
+    Ok(None)
 }
 
 /// A timeline's history, which a server that is on it keeps in its pg_wal.

@@ -182,8 +182,8 @@ mod tests {
         std::thread::scope(|scope| {
             let mut crew = Crew::new(scope, 2, || Slow);
             crew.submit(1).unwrap();
-            crew.submit(1_000_000).unwrap();
             assert_eq!(crew.take().unwrap(), 2);
+            crew.submit(1_000_000).unwrap();
             assert_eq!(crew.take().unwrap_err().to_string(), "a worker thread died");
         });
     }

@@ -14,9 +14,9 @@ use crate::format::envelope::{
 };
 use crate::format::{Digest, ObjectKey};
 
-use super::crew::{Crew, Worker};
+use super::crew::{Crew, CrewError, Worker};
 use super::encode::SinkError;
-use super::open::{OpenPlan, PartOpener, damaged, refuse, split_chunk, split_end};
+use super::open::{OpenPlan, PartOpener, codec_failed, damaged, refuse, split_chunk, split_end};
 use super::stored_stream::{Piece, StoredStream, StreamError};
 use super::tree_hash::{Subtree, TreeDigest};
 use super::{Compression, KeyId, KeyRing};
@@ -126,7 +126,7 @@ pub fn read_tail(
         None => {
             // The footer's lengths were checked: this is the whole end, and bounded.
             let missing = read(footer.index_offset, (tail_offset - footer.index_offset) as usize)?;
-            [missing, tail.split_off(0)].concat()
+            [missing, std::mem::take(&mut tail)].concat()
         }
     };
     let (index_frame, footer) =
@@ -137,7 +137,7 @@ pub fn read_tail(
     if tail_offset == 0 && !tail.starts_with(header) {
         return Err(damaged(expected.key, "its two headers differ"));
     }
-    let mut opener = PartOpener::new(&plan).map_err(|problem| damaged(expected.key, problem))?;
+    let mut opener = PartOpener::new(&plan, expected.key)?;
     let end = opener.open_end(index_frame, &footer).map_err(|error| refuse(expected.key, error))?;
     Ok(ObjectTail {
         facts: plan.header.facts,
@@ -179,6 +179,7 @@ pub fn decode_with_workers(
 ) -> Result<ObjectTail, DecodeError> {
     std::thread::scope(|scope| {
         let stream_failed = |error: StreamError| error.into_decode_error(expected.key);
+        let crew_failed = |error: CrewError| codec_failed(expected.key, error.to_string());
         if source.stored_length() == 0 {
             return Err(damaged(expected.key, cut_off(0)));
         }
@@ -189,8 +190,8 @@ pub fn decode_with_workers(
             None => WholeDigest::Sequential(Box::default()),
         };
         let make_worker = {
-            let plan = plan.clone();
-            move || OpenWorker { plan: plan.clone(), opener: None }
+            let (plan, key) = (plan.clone(), expected.key.clone());
+            move || OpenWorker { plan: plan.clone(), key: key.clone(), opener: None }
         };
         let mut crew = Crew::new(scope, workers, make_worker.clone());
         let mut delivery = Delivery {
@@ -209,25 +210,25 @@ pub fn decode_with_workers(
             // A wait for the store is the time to deliver; a full window leaves no choice.
             let full = crew.under_way() >= crew.window();
             if full || (crew.under_way() > 0 && chunks.must_wait()) {
-                let opened = crew.take().map_err(|error| damaged(expected.key, error.to_string()))?;
+                let opened = crew.take().map_err(crew_failed)?;
                 delivery.accept(opened)?;
                 continue;
             }
             let Some((number, prefix, payload)) = chunks.next()? else { break };
             let job = Job { number, prefix, payload, plaintext: delivery.spare.pop().unwrap_or_default() };
             if let Some(previous) = held.replace(job) {
-                crew.submit(previous).map_err(|error| damaged(expected.key, error.to_string()))?;
+                crew.submit(previous).map_err(crew_failed)?;
             }
         }
         if let Some(last) = held {
             if crew.is_idle() {
                 delivery.accept(make_worker().work(last))?;
             } else {
-                crew.submit(last).map_err(|error| damaged(expected.key, error.to_string()))?;
+                crew.submit(last).map_err(crew_failed)?;
             }
         }
         while crew.under_way() > 0 {
-            let opened = crew.take().map_err(|error| damaged(expected.key, error.to_string()))?;
+            let opened = crew.take().map_err(crew_failed)?;
             delivery.accept(opened)?;
         }
         let end = chunks.end()?;
@@ -319,11 +320,12 @@ struct Opened {
     plaintext: Vec<u8>,
     /// `None` where chunks differ in size.
     subtree: Option<Subtree>,
-    result: Result<(), String>,
+    result: Result<(), DecodeError>,
 }
 
 struct OpenWorker {
     plan: OpenPlan,
+    key: ObjectKey,
     opener: Option<PartOpener>,
 }
 
@@ -332,9 +334,12 @@ impl Worker<Job, Opened> for OpenWorker {
         let Job { number, prefix, payload, mut plaintext } = job;
         let opener = match &mut self.opener {
             Some(opener) => Ok(opener),
-            None => PartOpener::new(&self.plan).map(|opener| self.opener.insert(opener)),
+            None => PartOpener::new(&self.plan, &self.key).map(|opener| self.opener.insert(opener)),
         };
-        let result = opener.and_then(|opener| opener.open_chunk(number, prefix, &payload, &mut plaintext));
+        let result = opener.and_then(|opener| {
+            let opened = opener.open_chunk(number, prefix, &payload, &mut plaintext);
+            opened.map_err(|problem| damaged(&self.key, problem))
+        });
         let size = self.plan.regular_chunk_size().filter(|_| result.is_ok());
         let subtree = size.map(|size| Subtree::of(number, size, &plaintext));
         Opened {
@@ -364,7 +369,7 @@ struct Delivery<'a> {
 
 impl Delivery<'_> {
     fn accept(&mut self, opened: Opened) -> Result<(), DecodeError> {
-        opened.result.map_err(|problem| damaged(self.key, problem))?;
+        opened.result?;
         let number = opened.number;
         if let (Some(size), Some(previous)) = (self.plan.regular_chunk_size(), self.chunks.last()) {
             // Offsets in the digest's tree, and of ranges, follow from this.
@@ -391,7 +396,7 @@ impl Delivery<'_> {
     fn finish(self, end: &[u8], stored_length: u64) -> Result<ObjectTail, DecodeError> {
         let refused = |error| refuse(self.key, error);
         let (index_frame, footer) = split_end(end, stored_length).map_err(refused)?;
-        let mut opener = PartOpener::new(self.plan).map_err(|problem| damaged(self.key, problem))?;
+        let mut opener = PartOpener::new(self.plan, self.key)?;
         let end = opener.open_end(index_frame, &footer).map_err(refused)?;
         if end.chunks != self.chunks {
             return Err(damaged(self.key, "its chunks are not the ones in its table"));
@@ -449,7 +454,7 @@ impl ChunkOpener {
         let encoded =
             encoded.ok_or_else(|| damaged(&pack.key, "no pack has a header like the one recorded for it"))?;
         let plan = OpenPlan::with_header(header, &encoded, &pack.key, keys)?;
-        let opener = PartOpener::new(&plan).map_err(|problem| damaged(&pack.key, problem))?;
+        let opener = PartOpener::new(&plan, &pack.key)?;
         Ok(ChunkOpener { key: pack.key.clone(), opener })
     }
 
@@ -513,6 +518,14 @@ pub enum DecodeError {
         /// Both identifiers.
         problem: String,
     },
+    /// zstd or the system failed; nothing is known about the object.
+    #[error("decode object {key}: {problem}")]
+    Codec {
+        /// The object.
+        key: String,
+        /// What failed.
+        problem: String,
+    },
     /// Encrypted with a key that is not configured.
     #[error("object {key} is encrypted with key {key_id}, which is not configured")]
     KeyMissing {
@@ -546,6 +559,7 @@ impl Explain for DecodeError {
             | DecodeError::NewerVersion { .. } => Cause::Damaged,
             DecodeError::OtherCluster { .. } => Cause::OtherCluster,
             DecodeError::KeyMissing { .. } | DecodeError::NotEncrypted { .. } => Cause::Key,
+            DecodeError::Codec { .. } => Cause::Internal,
         }
     }
 
@@ -561,6 +575,7 @@ impl Explain for DecodeError {
                 Some("somebody without the key wrote it, or it predates encryption: unset the key to read it".to_owned())
             }
             DecodeError::NewerVersion { .. } => Some("upgrade walhold".to_owned()),
+            DecodeError::Codec { .. } => None,
         }
     }
 }

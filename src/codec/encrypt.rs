@@ -57,7 +57,8 @@ impl MasterKey {
         let text = text.trim_ascii();
         let digits_only = text.bytes().all(|b| b.is_ascii_hexdigit());
         // Base64 of 32 bytes has 43 or 44 characters, so even digits only are told from hexadecimal by length.
-        let bytes = if digits_only && text.len() % 2 == 0 { decode_hex(text) } else { decode_base64(text) };
+        let bytes =
+            if digits_only && text.len().is_multiple_of(2) { decode_hex(text) } else { decode_base64(text) };
         let bytes = bytes.ok_or(KeyError::Encoding)?;
         let key = <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| KeyError::Length(bytes.len()))?;
         Ok(MasterKey(Zeroizing::new(key)))
@@ -97,7 +98,7 @@ fn decode_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
 fn decode_base64(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let unpadded = text.trim_end_matches('=');
     let padding = text.len() - unpadded.len();
-    if padding > 2 || (padding > 0 && text.len() % 4 != 0) {
+    if padding > 2 || (padding > 0 && !text.len().is_multiple_of(4)) {
         return None;
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(text.len()));
@@ -305,6 +306,15 @@ mod tests {
         assert!(!format!("{:?}", KeyRing::new(vec![key])).contains("0001020304"));
         let (one, other) = (MasterKey::generate().unwrap(), MasterKey::generate().unwrap());
         assert!(*one.to_hex() != *other.to_hex() && one.id() != other.id());
+    }
+
+    #[test]
+    fn keys_are_derived_as_the_format_says() {
+        let master = MasterKey::parse(HEX).unwrap();
+        assert_eq!(master.id().to_string(), "5b8e413aeab06fb9");
+        let salt: [u8; 32] = std::array::from_fn(|n| 0x20 + n as u8);
+        let object_key: Zeroizing<[u8; 32]> = master.derive(&salt, b"walhold v1 object key");
+        assert_eq!(to_hex(&*object_key), "b1445236acc441721b7c69c147e55e10c5ec998b9777acce4aa3ee2aaae961f2");
     }
 
     #[test]

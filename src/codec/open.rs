@@ -30,6 +30,11 @@ pub(super) fn damaged(key: &ObjectKey, problem: impl Into<String>) -> DecodeErro
     DecodeError::Damaged { key: key.to_string(), problem: problem.into() }
 }
 
+/// Something that says nothing about the object failed.
+pub(super) fn codec_failed(key: &ObjectKey, problem: impl Into<String>) -> DecodeError {
+    DecodeError::Codec { key: key.to_string(), problem: problem.into() }
+}
+
 /// Everything that the parts of one object have in common. Cheap to clone: one per thread.
 #[derive(Clone)]
 pub(super) struct OpenPlan {
@@ -117,8 +122,9 @@ pub(super) struct PartOpener {
 }
 
 impl PartOpener {
-    pub(super) fn new(plan: &OpenPlan) -> Result<PartOpener, String> {
-        Ok(PartOpener { plan: plan.clone(), decompressor: Decompressor::new()?, frame: Vec::new() })
+    pub(super) fn new(plan: &OpenPlan, key: &ObjectKey) -> Result<PartOpener, DecodeError> {
+        let decompressor = Decompressor::new().map_err(|problem| codec_failed(key, problem))?;
+        Ok(PartOpener { plan: plan.clone(), decompressor, frame: Vec::new() })
     }
 
     /// Opens chunk `number` into `plaintext`, which is cleared first.

@@ -46,7 +46,7 @@ impl StreamError {
         match self {
             StreamError::Source(error) => DecodeError::Source(error),
             StreamError::Short => super::open::damaged(key, "it is cut off"),
-            StreamError::Thread(problem) => super::open::damaged(key, problem),
+            StreamError::Thread(problem) => super::open::codec_failed(key, problem),
         }
     }
 }

@@ -30,7 +30,7 @@ pub struct BackupListArgs {
     pub json: bool,
 }
 
-/// One backup in `--json`; docs/json.md describes every key.
+/// One backup in `--json`; docs/format.md describes every key.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Line<'a> {

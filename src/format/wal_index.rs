@@ -154,7 +154,7 @@ impl TransactionSpan {
     }
 
     fn add(&mut self, end: TransactionEnd) {
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         self.least_time = self.least_time.min(end.time);
         self.greatest_time = self.greatest_time.max(end.time);
         self.last = end;

@@ -22,7 +22,7 @@ use super::cloud_error::{Request, classify, is_absent};
 use super::naming::{RawObject, is_hidden, split_suffix};
 use super::providers::Client;
 use super::retry::{Failed, retried};
-use super::transport::{Fault, Seen, watched};
+use super::transport::{Extra, Fault, Seen, watched};
 use super::{Patience, RepositoryError};
 
 /// An attempt in which no byte moves for so long is given up.
@@ -101,7 +101,7 @@ impl CloudStore {
         stall: Duration,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> Result<(T, Seen), Fault> {
-        self.runtime().block_on(watched(deadline, stall, request))
+        self.runtime().block_on(watched(deadline, stall, Extra::Nothing, request))
     }
 
     /// Asks until it works, cannot work, or the patience is over. `None` if there is no such object.

@@ -1,16 +1,17 @@
 //! How an object gets into a cloud store: create-only, and verified before it is acknowledged.
 //!
 //! Small objects are one request, sent when the content is complete. Larger ones go up in parts while the caller is
-//! still encoding: to their own path where that belongs to one publisher alone ([`Naming::Unique`]), else to a temporary
-//! path, from which a create-only copy publishes them, because completing a multipart upload is not create-only.
+//! still encoding:
+//! - straight to their own path, if it belongs to one publisher alone ([`Naming::Unique`]), or if the store completes an
+//!   upload only where nothing lies (S3 with `If-None-Match`);
+//! - else to a temporary path, from which a create-only copy publishes them.
 //!
 //! What makes a 2xx mean "durable and right":
 //! - S3: every request carries the SHA-256 of its body, which the store checks.
 //! - Google, Azure: the MD5 that the store reports is compared with ours; where it reports none, the object is read
 //!   back and compared.
 //!
-//! What must hold: at most [`PARTS_IN_FLIGHT`] + 1 parts are in memory, and nothing stays behind when an upload is
-//! dropped (a killed process leaves a temporary object or an unfinished multipart upload, both invisible to listings).
+//! What must hold: memory stays small, and nothing stays behind when an upload is dropped (a killed process leaves a temporary object or an unfinished multipart upload, both invisible to listings).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -31,17 +32,18 @@ use super::connect::Provider;
 use super::directory_publish::RawPublished;
 use super::naming::TEMPORARY_FOLDER;
 use super::retry::{Failed, Retries, retried};
-use super::transport::{Fault, Seen, watched};
+use super::transport::{Extra, Fault, Seen, watched};
 use super::{Naming, Patience, RepositoryError};
 use crate::format::digest::to_hex;
 use crate::format::marker::CreateOnly;
 
 /// What S3 and Google take as the smallest part of a multipart upload.
 const PART: usize = 5 << 20;
-/// Parts on their way at once.
-const PARTS_IN_FLIGHT: usize = 2;
-/// An object that is expected to be no larger is held in memory and sent as one request.
-const LARGEST_SINGLE: usize = 20 << 20;
+/// An object that is expected to be below [`SMALL`] is held in memory until it is complete and sent as one request, if it
+/// really comes out no larger than this. More would not leave a push of a segment within its 32 MiB.
+const LARGEST_SINGLE: usize = 10 << 20;
+/// A segment of the usual 16 MiB, with room for its envelope.
+const SMALL: u64 = 20 << 20;
 /// The pieces that a body is held and sent in; progress is seen from one to the next.
 const BLOCK: usize = 256 << 10;
 /// How long cleaning up after oneself may take.
@@ -74,6 +76,7 @@ struct Buffer {
 struct Multipart {
     /// Where it goes: the object's path or a temporary one.
     path: String,
+    publishing: Publishing,
     place: Path,
     id: String,
     sent: usize,
@@ -82,6 +85,13 @@ struct Multipart {
     length: u64,
     content: blake3::Hasher,
     verified: Verified,
+}
+
+/// What makes a large object visible under its path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Publishing {
+    ByCompletion(Extra),
+    ByCopy,
 }
 
 struct StoredPart {
@@ -146,7 +156,7 @@ impl CloudStore {
         expected_length: u64,
         patience: Patience,
     ) -> CloudUpload {
-        let is_small = expected_length <= LARGEST_SINGLE as u64;
+        let is_small = expected_length <= SMALL;
         CloudUpload {
             store: self.clone(),
             key: key.to_owned(),
@@ -243,23 +253,20 @@ impl CloudStore {
         }
     }
 
-    /// Whether large objects are created exclusively: `path` exists, and a copy to it must be refused.
+    /// Whether large objects are created exclusively: `path` exists, and must be left alone by an upload in parts.
     pub(super) fn probe_large_objects(
         &self,
         path: &str,
         other: &[u8],
         patience: Patience,
     ) -> Result<CreateOnly, RepositoryError> {
-        let temporary = temporary_path(path)?;
-        self.put(&temporary, other, CreateOnly::Suffixed, patience)?;
-        let copied = self.copy(&temporary, path, other.len() as u64, CreateOnly::Enforced, patience);
-        let cleaned = self.delete(&temporary, patience);
-        let published = copied?;
-        cleaned?;
-        Ok(match published {
-            RawPublished::Created => CreateOnly::Suffixed,
-            RawPublished::Exists(_) => CreateOnly::Enforced,
-        })
+        let mut upload = self.begin(path, Naming::ByStore, CreateOnly::Enforced, u64::MAX, patience);
+        upload.write(other)?;
+        upload.send_part(PART)?;
+        match upload.finish(path)? {
+            RawPublished::Created => Ok(CreateOnly::Suffixed),
+            RawPublished::Exists(_) => Ok(CreateOnly::Enforced),
+        }
     }
 
     /// Publishes what lies under `from` as `to`.
@@ -335,33 +342,41 @@ impl CloudUpload {
             self.send_part(PART)?;
         }
         self.collect_parts(0)?;
-        // Still there if this fails, to be aborted on drop.
-        if let Some(multipart) = &self.multipart {
-            self.complete(multipart)?;
+        // Still there if this fails or nothing comes of it, to be aborted on drop.
+        let completed = match &self.multipart {
+            Some(multipart) => self.complete(multipart)?,
+            None => RawPublished::Created,
+        };
+        if completed != RawPublished::Created {
+            return Ok(completed);
         }
         let Some(multipart) = self.multipart.take() else {
             return Ok(RawPublished::Created);
         };
         let published = self.publish_completed(&multipart, path);
-        if multipart.path != path {
+        if multipart.publishing == Publishing::ByCopy {
             self.remove_temporary(&multipart.path);
         }
         published
     }
 
     fn publish_completed(&self, multipart: &Multipart, path: &str) -> Result<RawPublished, RepositoryError> {
-        if multipart.verified == Verified::NotYet
-            && let Err(error) = self.compare_content(multipart)
-        {
-            if multipart.path == path {
-                self.store.delete(path, self.patience)?;
+        let right = match multipart.verified {
+            Verified::ByStore => Ok(()),
+            Verified::NotYet => self.compare_content(multipart),
+        };
+        match multipart.publishing {
+            Publishing::ByCopy => {
+                right?;
+                self.store.copy(&multipart.path, path, multipart.length, self.create_only, self.patience)
             }
-            return Err(error);
+            Publishing::ByCompletion(_) => {
+                if right.is_err() {
+                    self.store.delete(path, self.patience)?;
+                }
+                right.map(|()| RawPublished::Created)
+            }
         }
-        if multipart.path == path {
-            return Ok(RawPublished::Created);
-        }
-        self.store.copy(&multipart.path, path, multipart.length, self.create_only, self.patience)
     }
 
     fn remove_temporary(&self, path: &str) {
@@ -374,7 +389,8 @@ impl CloudUpload {
         if self.multipart.is_none() {
             self.multipart = Some(self.create()?);
         }
-        self.collect_parts(PARTS_IN_FLIGHT - 1)?;
+        // A pack's next part may fill while one is on its way; a segment's waits, for the sake of memory.
+        self.collect_parts(0)?;
         let payload = self.buffer.take(length);
         let Some(multipart) = &mut self.multipart else {
             return Ok(());
@@ -394,7 +410,10 @@ impl CloudUpload {
         );
         multipart.sent += 1;
         multipart.in_flight.push_back(self.store.runtime().spawn(upload));
-        Ok(())
+        match self.naming {
+            Naming::Unique => Ok(()),
+            Naming::ByStore | Naming::AlwaysSuffixed => self.collect_parts(0),
+        }
     }
 
     /// Waits until at most `remaining` parts are on their way.
@@ -419,9 +438,14 @@ impl CloudUpload {
     }
 
     fn create(&self) -> Result<Multipart, RepositoryError> {
-        let path = match self.naming {
-            Naming::Unique => self.key.clone(),
-            Naming::ByStore | Naming::AlwaysSuffixed => temporary_path(&self.key)?,
+        let (path, publishing) = match (self.naming, self.create_only, self.store.shared.client.provider) {
+            (Naming::Unique, _, _) => (self.key.clone(), Publishing::ByCompletion(Extra::Nothing)),
+            (Naming::ByStore, CreateOnly::Enforced, Provider::S3) => {
+                (self.key.clone(), Publishing::ByCompletion(Extra::CompleteIfAbsent))
+            }
+            (Naming::ByStore | Naming::AlwaysSuffixed, _, _) => {
+                (temporary_path(&self.key)?, Publishing::ByCopy)
+            }
         };
         let place = self.store.place("publish", &path)?;
         let id = retried("publish", &path, self.patience, |deadline| {
@@ -433,6 +457,7 @@ impl CloudUpload {
         })?;
         Ok(Multipart {
             path,
+            publishing,
             place,
             id,
             sent: 0,
@@ -444,18 +469,28 @@ impl CloudUpload {
         })
     }
 
-    fn complete(&self, multipart: &Multipart) -> Result<(), RepositoryError> {
+    fn complete(&self, multipart: &Multipart) -> Result<RawPublished, RepositoryError> {
         let (store, path) = (&self.store, multipart.path.as_str());
+        let extra = match multipart.publishing {
+            Publishing::ByCompletion(extra) => extra,
+            Publishing::ByCopy => Extra::Nothing,
+        };
         let mut answer_lost = false;
         retried("publish", path, self.patience, |deadline| {
             let parts = multipart.stored.clone();
             let complete =
                 store.shared.client.uploads.complete_multipart(&multipart.place, &multipart.id, parts);
-            match store.attempt(deadline, STALL_OF_COPY, complete) {
-                Ok(_) => Ok(()),
-                // An earlier attempt did it: the upload is gone because the object is there.
+            match store.runtime().block_on(watched(deadline, STALL_OF_COPY, extra, complete)) {
+                Ok(_) => Ok(RawPublished::Created),
+                Err(Fault::Store { error, .. }) if is_taken(&error) => store.taken(path, deadline),
+                // The upload is gone, perhaps because an earlier attempt completed it.
                 Err(fault) if answer_lost && is_absent(&fault) => match store.find_once(path, deadline)? {
-                    Some(object) if object.size == multipart.length => Ok(()),
+                    Some(object) if object.size == multipart.length => match extra {
+                        Extra::Nothing => Ok(RawPublished::Created),
+                        // Or somebody else was faster: the caller compares.
+                        Extra::CompleteIfAbsent => Ok(RawPublished::Exists(object)),
+                    },
+                    Some(object) if extra == Extra::CompleteIfAbsent => Ok(RawPublished::Exists(object)),
                     _ => Err(store.request("publish", path).missing().into()),
                 },
                 Err(fault) => {
@@ -521,7 +556,7 @@ async fn upload_part(
     let mut retries = Retries::begin("publish", &path, patience);
     loop {
         let put = store.shared.client.uploads.put_part(&place, &id, number, payload.clone());
-        match watched(retries.deadline(), STALL, put).await {
+        match watched(retries.deadline(), STALL, Extra::Nothing, put).await {
             Ok((id, seen)) => return Ok(StoredPart { id, verified: store.verify(&payload, &seen) }),
             Err(fault) => {
                 let failed = classify(store.request("publish", &path), fault);

@@ -24,6 +24,7 @@ use super::retry::{Failed, retried};
 use super::{Patience, RepositoryError};
 use crate::error::system_words;
 use crate::format::keys;
+use crate::local::durable::{parent_of, sync_directory};
 
 /// Mode of new directories, before the umask.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -250,12 +251,31 @@ impl DirectoryStore {
             MarkerRule::Required => self.check_root()?,
             MarkerRule::NotYet => {}
         }
-        let mut builder = fs::DirBuilder::new();
-        builder
-            .recursive(true)
-            .mode(DIRECTORY_MODE)
-            .create(folder)
-            .map_err(|error| classify("publish", path, &error))
+        let missing = folder.ancestors().take_while(|folder| !folder.exists()).collect::<Vec<_>>();
+        for folder in missing.into_iter().rev() {
+            match fs::DirBuilder::new().mode(DIRECTORY_MODE).create(folder) {
+                Ok(()) => self.sync_parent(folder),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                Err(error) => Err(error),
+            }
+            .map_err(|error| classify("publish", path, &error))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the name of a new folder durable.
+    fn sync_parent(&self, folder: &Path) -> io::Result<()> {
+        let parent = parent_of(folder);
+        match sync_directory(&parent) {
+            // Above a new root there may be folders that only let pass.
+            Err(error)
+                if error.kind() == io::ErrorKind::PermissionDenied
+                    && !parent.starts_with(&self.shared.root) =>
+            {
+                Ok(())
+            }
+            synced => synced,
+        }
     }
 }
 

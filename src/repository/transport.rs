@@ -21,7 +21,7 @@ use object_store::client::{
     ClientConfigKey, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
     HttpResponseBody, HttpService,
 };
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, HeaderValue, IF_NONE_MATCH};
 
 use crate::interrupt;
 
@@ -34,9 +34,19 @@ tokio::task_local! {
     static CURRENT: Arc<Attempt>;
 }
 
+/// What a request adds to what object_store sends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Extra {
+    Nothing,
+    /// `If-None-Match: *` on the request that completes a multipart upload, which object_store knows for its own copies only.
+    /// S3 wants no signature for it.
+    CompleteIfAbsent,
+}
+
 /// What is known of one attempt at a request.
 #[derive(Debug)]
 struct Attempt {
+    extra: Extra,
     state: Mutex<AttemptState>,
 }
 
@@ -73,8 +83,8 @@ pub(super) enum Fault {
 }
 
 impl Attempt {
-    fn new() -> Attempt {
-        Attempt { state: Mutex::new(AttemptState { moved: Instant::now(), seen: Seen::default() }) }
+    fn new(extra: Extra) -> Attempt {
+        Attempt { extra, state: Mutex::new(AttemptState { moved: Instant::now(), seen: Seen::default() }) }
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut AttemptState) -> T) -> T {
@@ -95,9 +105,10 @@ const LAST_REQUEST: Duration = Duration::from_secs(1);
 pub(super) async fn watched<T>(
     deadline: Instant,
     stall: Duration,
+    extra: Extra,
     request: impl Future<Output = object_store::Result<T>>,
 ) -> Result<(T, Seen), Fault> {
-    let attempt = Arc::new(Attempt::new());
+    let attempt = Arc::new(Attempt::new(extra));
     let began = Instant::now();
     let mut request = pin!(CURRENT.scope(Arc::clone(&attempt), request));
     loop {
@@ -165,6 +176,9 @@ impl Transport {
         let client = self.client(url.scheme())?;
         let mut outgoing = reqwest::Request::new(parts.method, url);
         *outgoing.headers_mut() = parts.headers;
+        if attempt.extra == Extra::CompleteIfAbsent {
+            outgoing.headers_mut().insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
+        }
         let body = WatchedBody { body, attempt: Arc::clone(&attempt), host: host.clone() };
         *outgoing.body_mut() = Some(reqwest::Body::wrap(body));
 
@@ -195,7 +209,7 @@ impl HttpService for Transport {
         'a: 'b,
         Self: 'b,
     {
-        let attempt = CURRENT.try_with(Arc::clone).unwrap_or_else(|_| Arc::new(Attempt::new()));
+        let attempt = CURRENT.try_with(Arc::clone).unwrap_or_else(|_| Arc::new(Attempt::new(Extra::Nothing)));
         Box::pin(self.send(request, attempt))
     }
 }
@@ -370,9 +384,11 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let never = || std::future::pending::<object_store::Result<()>>();
         let soon = Duration::from_millis(50);
-        let fault = runtime.block_on(watched(Instant::now() + Duration::from_secs(9), soon, never()));
+        let fault =
+            runtime.block_on(watched(Instant::now() + Duration::from_secs(9), soon, Extra::Nothing, never()));
         assert!(matches!(fault, Err(Fault::Stalled(_))), "{fault:?}");
-        let fault = runtime.block_on(watched(Instant::now() + soon, Duration::from_secs(9), never()));
+        let fault =
+            runtime.block_on(watched(Instant::now() + soon, Duration::from_secs(9), Extra::Nothing, never()));
         assert!(matches!(fault, Err(Fault::OutOfTime)), "{fault:?}");
         let moving = async {
             for _ in 0..10 {
@@ -381,6 +397,8 @@ mod tests {
             }
             Ok(())
         };
-        runtime.block_on(watched(Instant::now() + Duration::from_secs(9), soon, moving)).unwrap();
+        runtime
+            .block_on(watched(Instant::now() + Duration::from_secs(9), soon, Extra::Nothing, moving))
+            .unwrap();
     }
 }

@@ -4,6 +4,7 @@
 //! destination as it was; "absent" is said only where [`super::absence`] proved it, or where the operator allows a gap.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::codec::decode::{DecodeError, Expected, ObjectSource, ObjectTail, decode_object};
@@ -22,7 +23,7 @@ use super::first_page::{FIRST_PAGE_BYTES, FirstPageProblem, check_first_page};
 use super::interruption::{Interrupted, stop_if_asked};
 use super::push::naming_of;
 
-/// Bytes read with the first request: most compressed segments whole, and far below what promise 7 allows.
+/// Bytes read with the request that finds the object: most compressed segments of 16 MiB whole.
 const FIRST_READ: usize = 4 << 20;
 
 /// How often a gap is looked at while it may be filling.
@@ -71,8 +72,8 @@ pub fn fetch_file(archive: &Archive<'_>, request: &FetchRequest<'_>) -> Result<F
     let mut waiting = false;
     loop {
         if let Some((object, beginning)) = archive.repository.find_and_read(&key, naming, FIRST_READ)? {
-            let source =
-                BegunObject { repository: archive.repository, object: &object, beginning: &beginning };
+            let beginning = Mutex::new(Beginning { offset: 0, bytes: beginning });
+            let source = BegunObject { repository: archive.repository, object: &object, beginning };
             return deliver(archive, request, &key, &source).map(Fetched::Delivered);
         }
         let Miss::Gap { later } = explain_miss(archive, request.name)? else { return Ok(Fetched::Absent) };
@@ -140,7 +141,26 @@ pub(super) fn expected_facts(archive: &Archive<'_>, name: ArchiveFileName) -> Ob
 struct BegunObject<'a> {
     repository: &'a Repository,
     object: &'a StoredObject,
-    beginning: &'a [u8],
+    beginning: Mutex<Beginning>,
+}
+
+/// What is left of the first bytes: each is handed out once, front to back, and not kept, because promise 7 counts every MiB.
+struct Beginning {
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Beginning {
+    /// Up to `length` bytes from `offset`; none if they were handed out or are not here.
+    fn take(&mut self, offset: u64, length: usize) -> Vec<u8> {
+        if offset != self.offset {
+            return Vec::new();
+        }
+        let rest = self.bytes.split_off(length.min(self.bytes.len()));
+        let taken = std::mem::replace(&mut self.bytes, rest);
+        self.offset += taken.len() as u64;
+        taken
+    }
 }
 
 impl ObjectSource for BegunObject<'_> {
@@ -149,20 +169,16 @@ impl ObjectSource for BegunObject<'_> {
     }
 
     fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, SinkError> {
-        let rest = RepositoryObject { repository: self.repository, object: self.object };
-        let known = usize::try_from(offset).ok().and_then(|offset| self.beginning.get(offset..));
-        match known {
-            None | Some([]) => rest.read_range(offset, length),
-            Some(known) => match known.get(..length) {
-                Some(bytes) => Ok(bytes.to_vec()),
-                None => {
-                    let mut bytes = known.to_vec();
-                    let more = rest.read_range(offset + known.len() as u64, length - known.len())?;
-                    bytes.extend_from_slice(&more);
-                    Ok(bytes)
-                }
-            },
+        let mut bytes = self.beginning.lock().unwrap_or_else(PoisonError::into_inner).take(offset, length);
+        if bytes.len() < length {
+            let rest = RepositoryObject { repository: self.repository, object: self.object };
+            let more = rest.read_range(offset + bytes.len() as u64, length - bytes.len())?;
+            if bytes.is_empty() {
+                return Ok(more);
+            }
+            bytes.extend_from_slice(&more);
         }
+        Ok(bytes)
     }
 }
 

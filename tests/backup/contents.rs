@@ -10,7 +10,8 @@ use walhold::format::manifest::{RangeSource, Root};
 
 use crate::site::{Site, id_of, text};
 use crate::support::postgres::installation::{ServerUser, run};
-use crate::support::postgres::{Cluster, ClusterBuilder};
+use crate::support::postgres::{Cluster, ClusterBuilder, StopMode};
+use crate::support::program::{describe, walhold};
 
 /// Nothing changes files by itself.
 fn quiet(major: u32) -> ClusterBuilder {
@@ -270,28 +271,41 @@ fn a_standby_is_backed_up() {
 }
 
 #[test]
-fn a_standby_that_follows_its_primary_to_another_timeline_is_backed_up() {
-    let mut site = Site::start(Cluster::builder(15));
-    site.cluster.execute("CREATE TABLE rows AS SELECT i FROM generate_series(1, 1000) i");
-    let mut standby = Cluster::standby_of(&site.cluster);
-    site.cluster.wait_replayed_by(&standby);
-    // The standby becomes the primary of timeline 2 and archives it.
-    standby.configure("archive_mode", "on");
-    let variables = site.variables.clone();
-    let variables: Vec<(&str, &str)> = variables.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-    standby.archive_with(crate::support::program::walhold(), &variables);
-    standby.restart();
-    site.cluster.stop(crate::support::postgres::StopMode::Fast);
-    standby.promote();
-    standby.execute("INSERT INTO rows SELECT 7");
-    // The old primary is kept: the repository lies in its directory.
-    let _old = std::mem::replace(&mut site.cluster, standby);
-    let summary = site.back_up();
-    assert_eq!((&summary["start_timeline"], &summary["stop_timeline"]), (&2.into(), &2.into()));
-    assert!(site.objects("wal").iter().any(|object| object.path.ends_with("00000002.history")));
-    let expected = site.cluster.digest();
+fn a_standby_that_follows_its_primary_to_another_timeline_while_it_is_backed_up() {
+    let mut site = Site::start(Cluster::builder(15).checksums(true));
+    site.cluster.execute(
+        "CREATE TABLE rows AS SELECT md5(i::text) || md5((i * 3)::text) AS x FROM generate_series(1, 150000) i",
+    );
+    let mut middle = Cluster::standby_of(&site.cluster);
+    middle.archive_with(walhold(), &site.variables());
+    middle.restart();
+    site.cluster.wait_replayed_by(&middle);
+    let last = Cluster::standby_of(&middle);
     site.cluster.archive_now();
-    assert_eq!(site.contents().recover(&site, "copy").digest(), expected);
+    site.cluster.wait_replayed_by(&last);
+    // The first is kept: the repository lies in its directory.
+    let mut first = std::mem::replace(&mut site.cluster, last);
+    let mut backup = site.command(&["backup-push", "--rate-limit", "1MB", "--json"]);
+    let backup = backup.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while site.objects("backups").is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    first.stop(StopMode::Fast);
+    middle.promote();
+    middle.execute("INSERT INTO rows VALUES ('on timeline 2'); CHECKPOINT");
+    middle.wait_replayed_by(&site.cluster);
+    // A restartpoint moves the point up to which its pages may be newer.
+    site.cluster.execute("CHECKPOINT");
+    let output = backup.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", describe(&output));
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&summary["start_timeline"], &summary["stop_timeline"]), (&1.into(), &2.into()));
+    assert!(site.objects("wal").iter().any(|object| object.path.ends_with("00000002.history")));
+    let expected = middle.digest();
+    middle.archive_now();
+    let copy = site.contents().recover(&site, "copy");
+    assert_eq!(copy.digest(), expected);
+    copy.amcheck();
 }
 
 #[test]

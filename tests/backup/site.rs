@@ -93,6 +93,7 @@ impl Site {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         let line = text
             .lines()
+            .rev()
             .find_map(|line| line.strip_prefix("walhold: ").filter(|line| line.starts_with("ERROR")));
         (output.status.code().unwrap_or(-1), line.unwrap_or_default().to_owned())
     }

@@ -169,12 +169,12 @@ pub struct Message {
 }
 
 impl Message {
-    fn first_line(&self) -> String {
+    pub fn first_line(&self) -> String {
         String::from_utf8_lossy(&self.head).lines().next().unwrap_or_default().to_owned()
     }
 
     /// Reads a message; `None` at the end of the connection.
-    pub fn read(from: &mut TcpStream, held: &mut Vec<u8>, has_body: bool) -> io::Result<Option<Message>> {
+    pub fn read(from: &mut impl Read, held: &mut Vec<u8>, has_body: bool) -> io::Result<Option<Message>> {
         let head_length = loop {
             if let Some(at) = held.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
@@ -208,7 +208,7 @@ impl Message {
     }
 }
 
-fn fill(from: &mut TcpStream, held: &mut Vec<u8>) -> io::Result<bool> {
+fn fill(from: &mut impl Read, held: &mut Vec<u8>) -> io::Result<bool> {
     let mut buffer = [0; 64 << 10];
     let length = from.read(&mut buffer)?;
     held.extend_from_slice(&buffer[..length]);
@@ -241,8 +241,8 @@ fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
             Fault::Refuse => break,
             _ => {}
         }
-        server.write_all(&request.head)?;
-        server.write_all(&request.body)?;
+        // In one write, and its failure is no end: a server may answer from the head alone and close.
+        drop(server.write_all(&[request.head.as_slice(), &request.body].concat()));
         let has_body = !first_line.starts_with("HEAD ");
         let Some(mut response) = Message::read(&mut server, &mut from_server, has_body)? else { break };
         let half = response.body.len() / 2;

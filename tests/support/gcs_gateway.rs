@@ -102,7 +102,10 @@ fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
     let mut held = Vec::new();
     while let Some(message) = Message::read(&mut client, &mut held, true)? {
         let request = Request::of(message);
-        let answer = shared.answer(&request)?;
+        let mut answer = shared.answer(&request)?;
+        if request.method == "HEAD" {
+            answer.body.clear();
+        }
         let mut head = format!("HTTP/1.1 {} X\r\n", answer.status);
         // A HEAD's length is the object's, not that of its empty body.
         if !answer.headers.iter().any(|(name, _)| name == "Content-Length") {

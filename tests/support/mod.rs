@@ -9,5 +9,6 @@ pub mod memory;
 pub mod postgres;
 pub mod program;
 pub mod stores;
+pub mod tls_proxy;
 pub mod tmpfs;
 pub mod wal_files;

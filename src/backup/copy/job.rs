@@ -192,7 +192,7 @@ impl<'scope, 'env> Job<'scope, 'env> {
         self.result.opened.push(index);
         self.store(index, 0, read.bytes.len())?;
         self.plan.progress.add(read.bytes.len() as u64);
-        self.result.control = Some(read);
+        self.result.has_control = true;
         Ok(())
     }
 
