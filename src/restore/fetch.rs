@@ -16,6 +16,7 @@ use crate::codec::decode::ChunkOpener;
 use crate::exit_status::Cause;
 use crate::format::digest::ShortDigest;
 use crate::format::manifest::{Manifest, RangeSource};
+use crate::local::kill_point::kill_point;
 use crate::progress::Progress;
 use crate::repository::Repository;
 
@@ -221,6 +222,7 @@ impl Worker<'_> {
         let part = part_of(&self.chunk, source.within, range.length, &source.digest)
             .ok_or_else(|| damaged_range(file, range.offset))?;
         self.targets.write(piece.target as usize, range.offset, part)?;
+        kill_point("restore: mid-fetch");
         self.fetch.progress.add(part.len() as u64);
         Ok(())
     }
