@@ -894,3 +894,36 @@ fn lines_of_history_are_followed_explained_and_kept_apart() {
     let run = site.restore(&site.target("refused"), &[]);
     assert_eq!(run.status, Some(3), "{run:?}");
 }
+
+#[test]
+fn an_interrupted_restore_cannot_be_started_and_is_recognised() {
+    use std::os::unix::process::ExitStatusExt;
+    let site = Site::start(Cluster::builder(15));
+    let places = ["laid out", "mid-fetch", "fetched", "synced", "before pg_control"];
+    for place in places {
+        let target = site.target("killed");
+        let mut command = walhold_command();
+        command.env("WALHOLD_TEST_KILL_AT", format!("restore: {place}"));
+        command.arg("--config").arg(site.directory.join("walhold.toml"));
+        let killed = command.arg("restore").arg("--pgdata").arg(&target).output().expect("run walhold");
+        assert_eq!(killed.status.signal(), Some(9), "{place}: {killed:?}");
+        assert!(!target.join("global/pg_control").exists(), "{place}");
+        let mut server = ServerUser::get().command(site.cluster.installation.program("postgres"));
+        let started = server.arg("-D").arg(&target).output().expect("run postgres");
+        assert!(!started.status.success(), "{place}: {started:?}");
+
+        let again = site.restore(&target, &[]);
+        assert_eq!(again.status, Some(3), "{place}: {again:?}");
+        let expected = match place {
+            "before pg_control" => format!("--pgdata {} is not empty", target.display()),
+            _ => format!(
+                "{} holds an unfinished restore (backup {}, begun at 20",
+                target.display(),
+                site.backup
+            ),
+        };
+        assert!(again.error_line().starts_with(&expected), "{place}: {}", again.error_line());
+        fs::remove_dir_all(&target).expect("empty the directory");
+    }
+    site.restore(&site.target("killed"), &[]).expect_success();
+}

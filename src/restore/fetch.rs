@@ -5,8 +5,8 @@
 //! the first error. Nothing here is durable yet: see [`super::finish`].
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::error::RestoreError;
 use super::packs::{FoundPack, damaged_range, pack_at, part_of};
@@ -16,6 +16,7 @@ use crate::codec::decode::ChunkOpener;
 use crate::exit_status::Cause;
 use crate::format::digest::ShortDigest;
 use crate::format::manifest::{Manifest, RangeSource};
+use crate::local::kill_point::kill_point;
 use crate::progress::Progress;
 use crate::repository::Repository;
 
@@ -82,25 +83,19 @@ impl Fetch<'_> {
         let reads = self.reads(&pieces);
         let readers = if self.repository.is_directory() { self.jobs } else { self.jobs * READERS_PER_JOB };
         let readers = readers.clamp(1, reads.len().max(1));
-        let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let failure: Mutex<Option<RestoreError>> = Mutex::new(None);
+        let shared =
+            Shared { next: AtomicUsize::new(0), stopped: AtomicBool::new(false), failure: Mutex::new(None) };
+        let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            for _ in 0..readers {
-                scope.spawn(|| {
-                    let mut worker =
-                        Worker { fetch: self, pieces: &pieces, targets, opener: None, chunk: Vec::new() };
-                    while !stopped.load(Ordering::Relaxed) {
-                        let Some(read) = reads.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                        if let Err(error) = not_interrupted().and_then(|()| worker.restore(read)) {
-                            stopped.store(true, Ordering::Relaxed);
-                            let mut first = failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                            first.get_or_insert(error);
-                        }
-                    }
-                });
-            }
+            scope.spawn(|| targets.write_back_until(&done));
+            std::thread::scope(|scope| {
+                for _ in 0..readers {
+                    scope.spawn(|| self.work(&pieces, &reads, targets, &shared));
+                }
+            });
+            done.store(true, Ordering::Relaxed);
         });
-        match failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => return Err(error),
             None => targets.create_unwritten()?,
         }
@@ -110,6 +105,18 @@ impl Fetch<'_> {
                 object: format!("file {} of the backup", path.display()),
                 problem: "its ranges do not cover it".to_owned(),
             }),
+        }
+    }
+
+    /// One thread's share: reads until there are no more, or somebody failed.
+    fn work(&self, pieces: &[Piece], reads: &[Read], targets: &TargetFiles, shared: &Shared) {
+        let mut worker = Worker { fetch: self, pieces, targets, opener: None, chunk: Vec::new() };
+        while !shared.stopped.load(Ordering::Relaxed) {
+            let Some(read) = reads.get(shared.next.fetch_add(1, Ordering::Relaxed)) else { break };
+            if let Err(error) = not_interrupted().and_then(|()| worker.restore(read)) {
+                shared.stopped.store(true, Ordering::Relaxed);
+                shared.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
         }
     }
 
@@ -165,6 +172,14 @@ impl Fetch<'_> {
     }
 }
 
+/// What the threads of one fetch have in common.
+struct Shared {
+    /// The next read that nobody has taken.
+    next: AtomicUsize,
+    stopped: AtomicBool,
+    failure: Mutex<Option<RestoreError>>,
+}
+
 /// One thread's state.
 struct Worker<'a> {
     fetch: &'a Fetch<'a>,
@@ -207,6 +222,7 @@ impl Worker<'_> {
         let part = part_of(&self.chunk, source.within, range.length, &source.digest)
             .ok_or_else(|| damaged_range(file, range.offset))?;
         self.targets.write(piece.target as usize, range.offset, part)?;
+        kill_point("restore: mid-fetch");
         self.fetch.progress.add(part.len() as u64);
         Ok(())
     }

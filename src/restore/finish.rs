@@ -15,6 +15,7 @@ use super::place::{Owner, UNFINISHED};
 use super::plan::{RestorePlan, find_file};
 use super::sync::SyncedTrees;
 use crate::local::durable::sync_directory;
+use crate::local::kill_point::kill_point;
 use crate::pg::backup_label::{format_tablespace_map, parse_tablespace_map};
 
 /// Writes what the backup does not hold: label, map, settings, signal file, and pg_wal's directories.
@@ -44,8 +45,10 @@ pub fn seal(plan: &RestorePlan, trees: &SyncedTrees, jobs: usize) -> Result<(), 
     let pgdata = &plan.place.pgdata;
     let writer = Writer { owner: ownership(&plan.place), pgdata };
     trees.sync(jobs)?;
+    kill_point("restore: synced");
     let note = pgdata.join(UNFINISHED);
     std::fs::remove_file(&note).map_err(|error| RestoreError::local("remove", &note, &error))?;
+    kill_point("restore: before pg_control");
     let mode = find_file(&plan.manifest, b"global/pg_control").map_or(0o600, |(_, file)| file.mode);
     writer.write_synced("global/pg_control", &plan.control, mode)?;
     for directory in [pgdata.join("global"), pgdata.clone()] {

@@ -37,6 +37,7 @@ use serde::Serialize;
 
 use crate::codec::KeyRing;
 use crate::format::manifest::{FileEntry, RangeSource, Root};
+use crate::local::kill_point::kill_point;
 use crate::progress::Progress;
 use crate::repository::Repository;
 
@@ -69,8 +70,10 @@ pub fn restore(
     let cleanup = layout::lay_out(&plan.place, &plan.manifest, &unfinished_note(plan))?;
     let directories = plan.place.tablespaces.iter().map(|tablespace| tablespace.to.as_path());
     let trees = sync::SyncedTrees::open(std::iter::once(plan.place.pgdata.as_path()).chain(directories))?;
+    kill_point("restore: laid out");
     let began = Instant::now();
     let bytes = fetch_files(plan, repository, keys, jobs, &selection)?;
+    kill_point("restore: fetched");
     finish::write_recovery_files(plan)?;
     let fetching = began.elapsed();
     finish::seal(plan, &trees, jobs)?;

@@ -8,8 +8,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::error::RestoreError;
 use super::place::Owner;
@@ -31,14 +33,26 @@ pub struct TargetFile {
 const SHARDS: usize = 16;
 /// At most `SHARDS` times this many files are open: below the usual limit of 1024.
 const OPEN_PER_SHARD: usize = 32;
-/// Writes from this size on are handed to the disk at once, so that the final sync finds little to do.
+/// Writes from this size on are handed to the disk while others are still being fetched, so that the final sync finds
+/// little to do.
 const WRITE_BACK: usize = 256 << 10;
+/// Writes that wait to be handed to the disk; more are left to the final sync.
+const WAITING: usize = 256;
+
+/// A write that the disk may begin with.
+struct Written {
+    file: Arc<File>,
+    offset: u64,
+    length: usize,
+}
 
 /// All files of a restore.
 pub struct TargetFiles {
     files: Vec<TargetFile>,
     left: Vec<AtomicU64>,
     owner: Option<Owner>,
+    to_write_back: SyncSender<Written>,
+    waiting: Mutex<Option<Receiver<Written>>>,
     shards: [Mutex<Shard>; SHARDS],
 }
 
@@ -53,7 +67,21 @@ impl TargetFiles {
     /// Files that will belong to `owner` (`None`: to whoever runs this).
     pub fn new(files: Vec<TargetFile>, owner: Option<Owner>) -> TargetFiles {
         let left = files.iter().map(|file| AtomicU64::new(file.written)).collect();
-        TargetFiles { files, left, owner, shards: std::array::from_fn(|_| Mutex::default()) }
+        let (to_write_back, waiting) = std::sync::mpsc::sync_channel(WAITING);
+        let shards = std::array::from_fn(|_| Mutex::default());
+        TargetFiles { files, left, owner, to_write_back, waiting: Mutex::new(Some(waiting)), shards }
+    }
+
+    /// Hands writes to the disk until `done` says that there will be no more. Run it on a thread of its own: handing over waits for the
+    /// disk's queue, and those who fetch must not.
+    pub fn write_back_until(&self, done: &AtomicBool) {
+        let receiver = self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let Some(receiver) = receiver else { return };
+        while !done.load(Ordering::Relaxed) {
+            if let Ok(Written { file, offset, length }) = receiver.recv_timeout(Duration::from_millis(5)) {
+                start_write_back(&file, offset, length);
+            }
+        }
     }
 
     /// Writes a part of file `index` (an index into the list that this was made with).
@@ -66,7 +94,8 @@ impl TargetFiles {
         }
         file.write_all_at(bytes, offset).map_err(fail)?;
         if bytes.len() >= WRITE_BACK {
-            start_write_back(&file, offset, bytes.len());
+            // A full queue means that the disk is busy already.
+            let _ = self.to_write_back.try_send(Written { file, offset, length: bytes.len() });
         }
         let left = self.left.get(index).map_or(0, |left| {
             left.fetch_sub(bytes.len() as u64, Ordering::Relaxed).saturating_sub(bytes.len() as u64)
