@@ -1,9 +1,9 @@
 //! walhold against WAL-RUS, pgBackRest and the physical floor: the same machine, the same files, one run, the tools in
 //! turn. Prints medians and ratios; docs/performance.md keeps them.
 //!
-//! `make bench-peers` runs it as root (servers and tools run as `postgres`). `WALHOLD_BENCH_GB` (default 1.75) sizes the cluster,
-//! `WALHOLD_BENCH_DIR` (default /var/tmp/walhold-bench) holds it, `WALHOLD_BENCH_SEGMENTS` (default 35) is how many
-//! segments of each kind are pushed and fetched, `WALHOLD_BENCH_ONLY` picks one of `wal`, `backup`.
+//! `make bench-peers` runs it as root (servers and tools run as `postgres`). `BENCH_GB` (default 1.75) sizes the cluster,
+//! `BENCH_DIR` (default /var/tmp/walhold-bench) holds it, `BENCH_SEGMENTS` (default 35) is how many
+//! segments of each kind are pushed and fetched, `BENCH_ONLY` picks one of `wal`, `backup`.
 
 mod cluster;
 mod floor;
@@ -26,9 +26,9 @@ fn main() {
         measure::measure_here(command);
     }
     let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
-    let root = PathBuf::from(variable("WALHOLD_BENCH_DIR", "/var/tmp/walhold-bench"));
-    let gigabytes: f64 = variable("WALHOLD_BENCH_GB", "1.75").parse().expect("WALHOLD_BENCH_GB is a number");
-    let only = variable("WALHOLD_BENCH_ONLY", "");
+    let root = PathBuf::from(variable("BENCH_DIR", "/var/tmp/walhold-bench"));
+    let gigabytes: f64 = variable("BENCH_GB", "1.75").parse().expect("BENCH_GB is a number");
+    let only = variable("BENCH_ONLY", "");
     let walrus = install_walrus(&root);
     let _ = std::fs::remove_dir_all(root.join("run"));
     let run = root.join("run");
@@ -38,8 +38,7 @@ fn main() {
     let cluster = Cluster::create(&run);
     let bench = Bench::prepare(&run, Path::new(env!("CARGO_BIN_EXE_walhold")), &walrus, &cluster);
     if only.is_empty() || only == "wal" {
-        let count: usize =
-            variable("WALHOLD_BENCH_SEGMENTS", "35").parse().expect("WALHOLD_BENCH_SEGMENTS is a number");
+        let count: usize = variable("BENCH_SEGMENTS", "35").parse().expect("BENCH_SEGMENTS is a number");
         wal(&bench, &cluster, "pgbench", &cluster.pgbench_segments(count, &run.join("pgbench")));
         wal(&bench, &cluster, "random text", &cluster.random_text_segments(count, &run.join("random")));
     }
@@ -51,7 +50,7 @@ fn main() {
 
 /// Finds or builds the peer; its build takes minutes, so it is kept.
 fn install_walrus(root: &Path) -> PathBuf {
-    if let Some(given) = std::env::var_os("WALHOLD_BENCH_WALRUS") {
+    if let Some(given) = std::env::var_os("BENCH_WALRUS") {
         return given.into();
     }
     let program = root.join("peers/bin/walrus");
