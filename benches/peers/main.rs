@@ -3,7 +3,7 @@
 //!
 //! `make bench-peers` runs it as root (servers and tools run as `postgres`). `BENCH_GB` (default 1.75) sizes the cluster,
 //! `BENCH_DIR` (default /var/tmp/walhold-bench) holds it, `BENCH_SEGMENTS` (default 35) is how many
-//! segments of each kind are pushed and fetched, `BENCH_ONLY` picks one of `wal`, `backup`.
+//! segments of each kind are pushed and fetched, `BENCH_ROUNDS` (default 5) how many backups and restores, `BENCH_ONLY` picks one of `wal`, `backup`.
 
 mod cluster;
 mod floor;
@@ -17,9 +17,6 @@ use cluster::{Cluster, as_postgres, directory_of_postgres};
 use measure::{Cost, bytes_below, measure, median_wall, summary, warm};
 use tools::{Bench, Tool};
 
-/// Rounds of the slow measurements; every segment is one round of the fast ones.
-const ROUNDS: usize = 5;
-
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if let Some(("--measure", command)) = words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
@@ -29,6 +26,7 @@ fn main() {
     let root = PathBuf::from(variable("BENCH_DIR", "/var/tmp/walhold-bench"));
     let gigabytes: f64 = variable("BENCH_GB", "1.75").parse().expect("BENCH_GB is a number");
     let only = variable("BENCH_ONLY", "");
+    let rounds: usize = variable("BENCH_ROUNDS", "5").parse().expect("BENCH_ROUNDS is a number");
     let walrus = install_walrus(&root);
     let _ = std::fs::remove_dir_all(root.join("run"));
     let run = root.join("run");
@@ -44,7 +42,7 @@ fn main() {
     }
     if only.is_empty() || only == "backup" {
         cluster.fill(gigabytes);
-        backups(&bench, &cluster);
+        backups(&bench, &cluster, rounds);
     }
 }
 
@@ -118,14 +116,14 @@ fn report(what: &str, costs: &[Vec<Cost>]) {
 }
 
 /// Full backups and restores, the tools in turn, and the floor in every round.
-fn backups(bench: &Bench, cluster: &Cluster) {
+fn backups(bench: &Bench, cluster: &Cluster, rounds: usize) {
     let size = bytes_below(&cluster.data.join("base"));
     println!("\n## Full backup and restore of {:.2} GB\n", size as f64 / 1e9);
     let mut push: Vec<Vec<Cost>> = vec![Vec::new(); Tool::ALL.len()];
     let mut restore = push.clone();
     let (mut floors, mut grown) = (Vec::new(), vec![0; Tool::ALL.len()]);
     let data = cluster.data.display().to_string();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         floors.push(floor::backup_floor(&cluster.data, &bench.root.join("floor/packs")));
         for (index, tool) in Tool::ALL.into_iter().enumerate() {
             cluster.archive_with(&bench.archive_command(tool, cluster));
