@@ -532,6 +532,7 @@ fn a_kill_at_any_moment_loses_nothing_and_leaves_nothing() {
 
 #[test]
 fn a_file_that_changes_while_it_is_read_is_not_archived() {
+    use walhold::config::PgdataOrigin;
     use walhold::wal::archive_file::ArchiveFile;
     let files = small_files();
     let archive = Archive::new(files);
@@ -548,7 +549,7 @@ fn a_file_that_changes_while_it_is_read_is_not_archived() {
     ];
     for change in changes {
         let path = archive.path("data").join(archive.offer(segment, files.bytes(segment)));
-        let file = ArchiveFile::open(&path, None).unwrap();
+        let file = ArchiveFile::open(&path, None, PgdataOrigin::Setting).unwrap();
         file.check_unchanged().unwrap();
         std::thread::sleep(Duration::from_millis(20));
         change(&path);
@@ -557,7 +558,7 @@ fn a_file_that_changes_while_it_is_read_is_not_archived() {
     }
     // Cut in the middle of the pass.
     let path = archive.path("data").join(archive.offer(segment, files.bytes(segment)));
-    let file = ArchiveFile::open(&path, None).unwrap();
+    let file = ArchiveFile::open(&path, None, PgdataOrigin::Setting).unwrap();
     fs::File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
     let mut chunk = Vec::new();
     let error = file.read_at(0, 4096, &mut chunk).unwrap_err();
@@ -586,6 +587,29 @@ fn the_cluster_of_a_file_without_header_must_be_known() {
     let mut archive = archive;
     archive.set("PGDATA", &archive.path("data").display().to_string());
     elsewhere(&archive).expect_success();
+}
+
+#[test]
+fn the_flag_pgdata_outweighs_the_working_directory() {
+    let own = Archive::new(small_files());
+    let other = Archive::without_repository(foreign_files());
+    let path = own.offer(small_files().only(".history"), small_files().bytes(small_files().only(".history")));
+    let absolute = own.path("data").join(path).display().to_string();
+    let data = own.path("data").display().to_string();
+    // Run where another server lives: only the flag tells whose file it is.
+    let run = |pgdata: &str| {
+        let mut command = own.command(["--pgdata", pgdata, "wal-push", &absolute]);
+        support::archive::run(command.current_dir(other.path("data")))
+    };
+    run(&data).expect_success();
+    let identities: Vec<_> = fs::read_dir(own.repository().join("main/identity")).unwrap().collect();
+    assert_eq!(identities.len(), 1);
+    own.walhold(["wal-fetch", small_files().only(".history"), "pg_wal/RECOVERYHISTORY"]).expect_success();
+    let empty = own.path("out").display().to_string();
+    run(&empty).expect_failure(
+        4,
+        &format!("--pgdata {empty} is not a data directory: it has no global/pg_control  HINT: name the directory that postgres -D names, or leave --pgdata out where PostgreSQL runs the command"),
+    );
 }
 
 #[test]

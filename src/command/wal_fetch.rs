@@ -37,7 +37,7 @@ pub struct WalFetchArgs {
 /// Runs the command.
 pub fn run(args: WalFetchArgs, config: &Config) -> Result<Outcome, Failure> {
     let name: ArchiveFileName = args.name.parse().map_err(|problem| unknown_name(&args, problem))?;
-    let server = ServerDirectory::locate(&args.destination, config.pgdata.as_deref())?
+    let server = ServerDirectory::locate(&args.destination, config.pgdata.as_deref(), config.pgdata_origin)?
         .ok_or_else(|| ServerDirectoryError::NotFound { what: name.to_string() })?;
     fetch(name, &args, config, &server)
         .or_else(|failure| end_after_failure(name, config.wal.fetch_on_error, &server, failure))

@@ -31,7 +31,7 @@ pub struct WalPushArgs {
 /// Runs the command.
 pub fn run(args: WalPushArgs, config: &Config) -> Result<Outcome, Failure> {
     let deadline = Instant::now() + config.wal.push_deadline;
-    let file = ArchiveFile::open(&args.path, config.pgdata.as_deref())?;
+    let file = ArchiveFile::open(&args.path, config.pgdata.as_deref(), config.pgdata_origin)?;
     let writing = writing(config)?;
     let repository = Repository::open(&config.repository, Patience::Until(deadline))?;
     ensure_recorded(&repository, &config.cluster, file.system_identifier(), file.postgresql_major)?;

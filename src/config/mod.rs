@@ -28,6 +28,15 @@ use crate::format::ClusterName;
 use crate::pg::client::ConnectionSettings;
 use crate::repository::RepositorySettings;
 
+/// Who named the data directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PgdataOrigin {
+    /// The command line of this run.
+    Flag,
+    /// The environment or a file, which may serve several servers; or nobody.
+    Setting,
+}
+
 /// The effective settings of one run, checked. `Debug` shows no secrets.
 #[derive(Clone)]
 pub struct Config {
@@ -40,6 +49,8 @@ pub struct Config {
     pub cluster: ClusterName,
     /// `--pgdata`, `WALHOLD_PGDATA`, TOML, `PGDATA`; `None` if none is set. See [`Config::data_directory`].
     pub pgdata: Option<PathBuf>,
+    /// Whether `pgdata` was named for this run alone, by the flag: then no working directory outweighs it.
+    pub pgdata_origin: PgdataOrigin,
     /// How to reach the server.
     pub connection: ConnectionSettings,
     /// Where notes, locks and journals lie.
@@ -185,6 +196,7 @@ impl Config {
                 _ => ClusterName::default(),
             },
             pgdata: effective.path(&schema::PGDATA),
+            pgdata_origin: effective.pgdata_origin(),
             connection: ConnectionSettings { connection: effective.text(&schema::CONNECTION) },
             state_dir,
             compression: effective.compression(),
@@ -259,6 +271,13 @@ impl Effective {
         match self.value(setting) {
             Some(Value::Path(path)) => Some(path.clone()),
             _ => None,
+        }
+    }
+
+    fn pgdata_origin(&self) -> PgdataOrigin {
+        match self.get(&schema::PGDATA).map(|found| &found.origin) {
+            Some(Origin::Flag(_)) => PgdataOrigin::Flag,
+            _ => PgdataOrigin::Setting,
         }
     }
 

@@ -116,7 +116,7 @@ pub static PGDATA: Setting = Setting {
     foreign_variable: Some("PGDATA"),
     flag: Some("--pgdata"),
     kind: Kind::Path,
-    meaning: "The server's data directory. `archive_command` and `restore_command` do not need it: PostgreSQL runs them there.",
+    meaning: "The server's data directory. `archive_command` and `restore_command` do not need it: PostgreSQL runs them there, and there only the flag outweighs the working directory.",
     ..PLAIN
 };
 

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::config::PgdataOrigin;
 use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
 use crate::format::envelope::{ObjectFacts, ObjectKind};
@@ -60,10 +61,14 @@ impl FileState {
 impl ArchiveFile {
     /// Opens the file and checks everything that can be known before it is read whole. `pgdata` is the configured
     /// data directory: see [`ServerDirectory::locate`].
-    pub fn open(path: &Path, pgdata: Option<&Path>) -> Result<ArchiveFile, ArchiveFileError> {
+    pub fn open(
+        path: &Path,
+        pgdata: Option<&Path>,
+        origin: PgdataOrigin,
+    ) -> Result<ArchiveFile, ArchiveFileError> {
         let name = archive_file_name(path)?;
         let (file, state) = open_regular(path)?;
-        let server = ServerDirectory::locate(path, pgdata)?;
+        let server = ServerDirectory::locate(path, pgdata, origin)?;
         match name {
             ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment) => {
                 open_segment(path, name, segment, file, state, server.as_ref())

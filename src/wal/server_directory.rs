@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::config::PgdataOrigin;
 use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
 use crate::local::durable::parent_of;
@@ -21,22 +22,32 @@ pub struct ServerDirectory {
 impl ServerDirectory {
     /// Finds the server that `file` belongs to, a path like `pg_wal/000000010000000A000000FE`.
     ///
-    /// PostgreSQL runs its commands in the data directory, so the working directory comes first if it is one: `PGDATA` in the
-    /// environment may be left over from elsewhere, and `pg_ctl -D data` leaves a relative one that no longer leads
-    /// anywhere. Then come `pgdata`, and the directory above the file's own, by name: pg_wal may be a symbolic link
-    /// that leads out of the data directory. `Ok(None)` if none of them is a data directory.
+    /// A `--pgdata` flag is the answer, or an error. Without it: PostgreSQL runs its commands in the data directory, so the working
+    /// directory comes first if it is one: `PGDATA` in the environment may be left over from elsewhere, and `pg_ctl -D
+    /// data` leaves a relative one that no longer leads anywhere. Then come the setting, and the directory above
+    /// the file's own, by name: pg_wal may be a symbolic link that leads out of the data directory. `Ok(None)` if
+    /// none of them is a data directory.
     pub fn locate(
         file: &Path,
         pgdata: Option<&Path>,
+        origin: PgdataOrigin,
     ) -> Result<Option<ServerDirectory>, ServerDirectoryError> {
         let beside = parent_of(&parent_of(file));
-        let candidates = [Some(Path::new(".")), pgdata, Some(&beside)];
+        let candidates = match (origin, pgdata) {
+            (PgdataOrigin::Flag, Some(named)) => [Some(named), None, None],
+            _ => [Some(Path::new(".")), pgdata, Some(&*beside)],
+        };
         for directory in candidates.into_iter().flatten() {
             if let Some(control) = read_control(directory)? {
                 return Ok(Some(ServerDirectory { path: directory.to_owned(), control }));
             }
         }
-        Ok(None)
+        match (origin, pgdata) {
+            (PgdataOrigin::Flag, Some(named)) => {
+                Err(ServerDirectoryError::NotDataDirectory { path: named.to_owned() })
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Whether the server asks again by itself when a segment can't be had.
@@ -98,6 +109,12 @@ pub enum ServerDirectoryError {
         /// What is wrong.
         problem: String,
     },
+    /// What `--pgdata` names is something else.
+    #[error("--pgdata {} is not a data directory: it has no global/pg_control", path.display())]
+    NotDataDirectory {
+        /// As it was given.
+        path: PathBuf,
+    },
     /// There is no data directory to tell the cluster from.
     #[error(
         "cannot tell which cluster {what} belongs to: neither the working directory nor PGDATA is a data directory"
@@ -112,7 +129,9 @@ impl Explain for ServerDirectoryError {
     fn exit_cause(&self) -> Cause {
         match self {
             ServerDirectoryError::Read { .. } | ServerDirectoryError::Unusable { .. } => Cause::FileUnusable,
-            ServerDirectoryError::NotFound { .. } => Cause::FileMissing,
+            ServerDirectoryError::NotDataDirectory { .. } | ServerDirectoryError::NotFound { .. } => {
+                Cause::FileMissing
+            }
         }
     }
 
@@ -123,6 +142,10 @@ impl Explain for ServerDirectoryError {
             }
             ServerDirectoryError::Unusable { .. } => {
                 "this must be the control file of PostgreSQL 13 or later; check PGDATA".to_owned()
+            }
+            ServerDirectoryError::NotDataDirectory { .. } => {
+                "name the directory that postgres -D names, or leave --pgdata out where PostgreSQL runs the command"
+                    .to_owned()
             }
             ServerDirectoryError::NotFound { .. } => {
                 "PostgreSQL runs its commands in the data directory; elsewhere set PGDATA or --pgdata"
