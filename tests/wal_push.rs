@@ -637,14 +637,16 @@ fn memory_stays_bounded_whatever_the_segment_size() {
     let url = format!("file://{}/store", repository.display());
     init.env("WALHOLD_REPOSITORY", &url).arg("init");
     support::archive::run(&mut init).expect_success();
+    let walhold = |arguments: &[String]| {
+        let mut command = support::program::walhold_command();
+        command.current_dir(cluster.data_directory()).env("WALHOLD_REPOSITORY", &url).args(arguments);
+        command
+    };
     for arguments in [
         vec!["wal-push".to_owned(), format!("pg_wal/{segment}")],
         vec!["wal-fetch".to_owned(), segment.clone(), "pg_wal/RECOVERYXLOG".to_owned()],
     ] {
-        let mut command = support::program::walhold_command();
-        command.current_dir(cluster.data_directory()).env("WALHOLD_REPOSITORY", &url).args(&arguments);
-        let peak = support::memory::peak_kilobytes(&mut command);
-        assert!(peak <= 32 << 10, "{arguments:?} took {peak} kB");
+        support::memory::assert_bounded(&mut walhold(&arguments), &mut walhold(&["wal-show".to_owned()]));
     }
     let data = cluster.data_directory().join("pg_wal");
     let same = std::process::Command::new("cmp")
@@ -664,8 +666,7 @@ fn memory_stays_bounded_for_wal_that_does_not_shrink() {
     bytes[8192..].copy_from_slice(&random_bytes(records));
     let path = archive.offer(segment, &bytes);
     for arguments in [vec!["wal-push", path.as_str()], vec!["wal-fetch", segment, "pg_wal/RECOVERYXLOG"]] {
-        let peak = support::memory::peak_kilobytes(&mut archive.command(arguments.clone()));
-        assert!(peak <= 32 << 10, "{arguments:?} took {peak} kB");
+        support::memory::assert_bounded(&mut archive.command(arguments), &mut archive.command(["wal-show"]));
     }
     assert!(archive.fetched() == bytes);
 }

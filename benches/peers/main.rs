@@ -8,10 +8,12 @@
 mod cluster;
 mod floor;
 mod measure;
+mod object_server;
 mod tools;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use cluster::{Cluster, directory_of_postgres};
 use measure::{Cost, bytes_below, measure, median_wall, summary, warm};
@@ -21,6 +23,11 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if let Some(("--measure", command)) = words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
         measure::measure_here(command);
+    }
+    if let [mode, milliseconds] = words.as_slice()
+        && mode == "--serve-objects"
+    {
+        object_server::serve(Duration::from_millis(milliseconds.parse().expect("milliseconds")));
     }
     let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
     let root = PathBuf::from(variable("BENCH_DIR", "/var/tmp/walhold-bench"));
@@ -53,10 +60,8 @@ fn install_walrus(root: &Path) -> PathBuf {
     }
     let program = root.join("peers/bin/walrus");
     if !program.exists() {
-        let status = Command::new("cargo")
-            .args(["install", "wal-rus", "--locked", "--root"])
-            .arg(root.join("peers"))
-            .status();
+        let status =
+            Command::new("cargo").args(["install", "wal-rus", "--root"]).arg(root.join("peers")).status();
         assert!(status.expect("start cargo").success(), "cargo install wal-rus failed");
     }
     program

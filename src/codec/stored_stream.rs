@@ -14,7 +14,7 @@ use super::decode::{DecodeError, ObjectSource};
 use super::encode::SinkError;
 
 /// Bytes per read: large enough that a store's latency is paid seldom, small enough for two of them in memory.
-const READ_SIZE: usize = 4 << 20;
+const READ_SIZE: usize = 3 << 20;
 /// Ranges in memory: one whose chunks are being decoded, one on its way.
 const RANGES: usize = 2;
 
