@@ -339,6 +339,9 @@ fn the_key_must_be_the_right_one() {
     missing(&refused(&archive, segment, 215));
     archive.unset("WALHOLD_ENCRYPTION_KEY_FILE");
     missing(&refused(&archive, segment, 215));
+    // Asking again would not cure it on a standby either.
+    fs::write(archive.path("data/standby.signal"), "").unwrap();
+    missing(&refused(&archive, segment, 215));
     let both = format!("{}:{right}", archive.path("state/other key").display());
     archive.set("WALHOLD_ENCRYPTION_KEY_FILE", &both);
     archive.fetch(segment).expect_success();

@@ -107,7 +107,9 @@ fn end_after_failure(
 ) -> Result<Outcome, Failure> {
     // Whatever fails after a signal may be its consequence.
     let says_nothing = matches!(failure.cause, Cause::Interrupted | Cause::Internal);
-    if says_nothing || interrupt::requested().is_some() {
+    // Asking again cures no configuration, and a standby that never gets a segment would look alive.
+    let is_misconfigured = matches!(failure.cause, Cause::Key | Cause::Configuration);
+    if says_nothing || is_misconfigured || interrupt::requested().is_some() {
         return Err(failure);
     }
     let standby_segment = matches!(name, ArchiveFileName::Segment(_)) && server.is_standby();

@@ -12,8 +12,8 @@ use crate::pg::recovery::{
 };
 
 /// `restore_command`: this binary by its absolute path, and all that it needs to find the repository without any environment, but no
-/// secrets. `extra` are more variables. Returns what is left out and must stand in the server's environment as well.
-pub fn restore_command(binary: &Path, config: &Config, extra: &[(&str, &str)]) -> (String, Vec<String>) {
+/// secrets. Returns what is left out and must stand in the server's environment as well.
+pub fn restore_command(binary: &Path, config: &Config) -> (String, Vec<String>) {
     let mut words = Vec::new();
     let mut left_out = Vec::new();
     let hidden =
@@ -25,7 +25,6 @@ pub fn restore_command(binary: &Path, config: &Config, extra: &[(&str, &str)]) -
             words.push(format!("{variable}={}", command_word(&value)));
         }
     }
-    words.extend(extra.iter().map(|(variable, value)| format!("{variable}={}", command_word(value))));
     words.push(command_word(&binary.to_string_lossy()));
     if let Some(file) = &config.file {
         let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
@@ -201,7 +200,7 @@ mod tests {
         let text = "[repository]\nurl = \"file:///srv/wal hold\"\n";
         let mut config = Config::from_toml(text, Path::new("/etc/walhold/walhold.toml")).unwrap();
         config.file = Some(PathBuf::from("/etc/it's 100%.toml"));
-        let (command, left_out) = restore_command(Path::new("/usr/local/bin/walhold"), &config, &[]);
+        let (command, left_out) = restore_command(Path::new("/usr/local/bin/walhold"), &config);
         assert_eq!(command, r"/usr/local/bin/walhold --config '/etc/it'\''s 100%%.toml' wal-fetch %f %p");
         assert!(left_out.is_empty());
         let sources = crate::config::Sources {
@@ -210,14 +209,10 @@ mod tests {
             variables: Vec::new(),
             default_file: None,
         };
-        let (command, _) = restore_command(
-            Path::new("/w"),
-            &Config::load(&sources).unwrap(),
-            &[("WALHOLD_WAL_ALLOW_GAP", "true")],
-        );
+        let (command, _) = restore_command(Path::new("/w"), &Config::load(&sources).unwrap());
         assert_eq!(
             command,
-            "WALHOLD_REPOSITORY='file:///srv/wal hold' WALHOLD_CLUSTER=blue WALHOLD_WAL_ALLOW_GAP=true /w wal-fetch %f %p"
+            "WALHOLD_REPOSITORY='file:///srv/wal hold' WALHOLD_CLUSTER=blue /w wal-fetch %f %p"
         );
     }
 

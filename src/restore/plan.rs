@@ -19,7 +19,7 @@ use super::target::{BackupRequest, Role, TablespaceMapping, Target, TargetReques
 use super::wal_path::PathEnd;
 use crate::backup::list::{BackupName, Catalogue, ListedBackup};
 use crate::codec::KeyRing;
-use crate::config::{Config, schema};
+use crate::config::Config;
 use crate::format::BackupId;
 use crate::format::manifest::{BackupSummary, FileEntry, Manifest, Root};
 use crate::pg::control::ControlFile;
@@ -286,13 +286,15 @@ impl RestorePlan {
         let binary = std::env::current_exe()
             .map_err(|error| RestoreError::local("find", Path::new("walhold's own binary"), &error))?;
         let gap = matches!(self.choice.path.end, PathEnd::Gap { .. }) && self.request.role != Role::Standby;
-        // The target lies before the gap, but recovery reads ahead of what it replays, and asks for the missing segment.
-        let allow_gap: &[(&str, &str)] = if gap { &[(schema::WAL_ALLOW_GAP.variable, "true")] } else { &[] };
-        let (command, left_out) = restore_command(&binary, config, allow_gap);
+        let (command, left_out) = restore_command(&binary, config);
         let damage = matches!(self.choice.limit, Limit::Damage { .. } | Limit::MinimalWal { .. });
         if (gap || damage) && self.manifest.summary.server_version >= 150_000 {
-            // Read-ahead (15 and later) would stop at what lies behind the target.
+            // Read-ahead (15 and later) would ask for what is missing behind the target, and stop there. Taking the gap for the
+            // end of WAL instead would let a server promote early if the target were misjudged.
             self.extra_settings.push((READ_AHEAD.to_owned(), "off".to_owned()));
+            self.notes.push(format!(
+                "{READ_AHEAD} is off in this recovery, because WAL is missing or damaged behind the target and reading ahead would stop there"
+            ));
         }
         for variable in left_out {
             self.warnings.push(format!(
