@@ -4,6 +4,7 @@
 //! the rest of walhold sees. Nothing here reads the working directory: under PostgreSQL that is the data directory.
 
 pub mod error;
+pub mod fingerprint;
 pub mod keys;
 pub mod load;
 pub mod redact;
@@ -117,6 +118,10 @@ pub struct WalSettings {
     pub fetch_on_error: FetchOnError,
     /// Treats a hole before stored segments as the end of WAL: only for a host that is lost for good.
     pub allow_gap: bool,
+    /// How many waiting segments one wal-push archives beside the asked one: 32.
+    pub push_ahead: usize,
+    /// Compressed bytes of those that may be on their way to a cloud store at once: 10 MB.
+    pub push_ahead_memory: u64,
 }
 
 /// `wal.fetch_on_error`.
@@ -307,6 +312,14 @@ impl Effective {
                 _ => FetchOnError::Auto,
             },
             allow_gap: matches!(self.value(&schema::WAL_ALLOW_GAP), Some(Value::Boolean(true))),
+            push_ahead: match self.value(&schema::WAL_PUSH_AHEAD) {
+                Some(Value::Number(count)) => usize::try_from(*count).unwrap_or(0),
+                _ => 32,
+            },
+            push_ahead_memory: match self.value(&schema::WAL_PUSH_AHEAD_MEMORY) {
+                Some(Value::Bytes(bytes)) => *bytes,
+                _ => 10 << 20,
+            },
         }
     }
 
@@ -418,6 +431,8 @@ mod tests {
             history_deadline = "4s"
             fetch_on_error = "abort"
             allow_gap = true
+            push_ahead = 7
+            push_ahead_memory = "3MB"
             [log]
             format = "json"
             level = "debug"
@@ -435,6 +450,7 @@ mod tests {
         let wal = &config.wal;
         assert_eq!([wal.push_deadline, wal.fetch_deadline, wal.history_deadline].map(seconds), [2, 3, 4]);
         assert_eq!((wal.fetch_on_error, wal.allow_gap), (FetchOnError::Abort, true));
+        assert_eq!((wal.push_ahead, wal.push_ahead_memory), (7, 3 << 20));
         assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Json, "debug"));
         let said = |row: &&ShownSetting| matches!(row.origin, Origin::File { .. });
         assert_eq!(config.table.iter().filter(said).count(), SETTINGS.len() - 2);
@@ -448,6 +464,7 @@ mod tests {
         assert_eq!(config.wal.fetch_deadline, Duration::from_secs(60));
         assert_eq!(config.wal.history_deadline, Duration::from_secs(600));
         assert_eq!((config.wal.fetch_on_error, config.wal.allow_gap), (FetchOnError::Auto, false));
+        assert_eq!((config.wal.push_ahead, config.wal.push_ahead_memory), (32, 10 << 20));
         assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Text, "info"));
         assert_eq!((config.cluster.as_str(), config.rate_limit), ("main", None));
         assert!(config.jobs >= 1 && config.encryption.key_files.is_empty());

@@ -251,6 +251,26 @@ pub static WAL_ALLOW_GAP: Setting = Setting {
     ..PLAIN
 };
 
+/// How many waiting segments one wal-push archives beside the asked one.
+pub static WAL_PUSH_AHEAD: Setting = Setting {
+    key: "wal.push_ahead",
+    variable: "WALHOLD_WAL_PUSH_AHEAD",
+    kind: Kind::Number(0, 256),
+    default: Fallback::Text("32"),
+    meaning: "How many of the segments that wait behind the asked one `wal-push` archives in the same call; their own calls then return at once. 0: none.",
+    ..PLAIN
+};
+
+/// What those may hold in memory.
+pub static WAL_PUSH_AHEAD_MEMORY: Setting = Setting {
+    key: "wal.push_ahead_memory",
+    variable: "WALHOLD_WAL_PUSH_AHEAD_MEMORY",
+    kind: Kind::Bytes(1 << 20, 1 << 30),
+    default: Fallback::Text("10MB"),
+    meaning: "Compressed bytes that may be on their way to a cloud store at once. The default keeps `wal-push` within 32 MB.",
+    ..PLAIN
+};
+
 /// Text or JSON.
 pub static LOG_FORMAT: Setting = Setting {
     key: "log.format",
@@ -274,7 +294,7 @@ pub static LOG_LEVEL: Setting = Setting {
 };
 
 /// Every setting, in the order in which they are shown.
-pub static SETTINGS: [&Setting; 18] = [
+pub static SETTINGS: [&Setting; 20] = [
     &REPOSITORY_URL,
     &CLUSTER,
     &PGDATA,
@@ -291,6 +311,8 @@ pub static SETTINGS: [&Setting; 18] = [
     &WAL_HISTORY_DEADLINE,
     &WAL_FETCH_ON_ERROR,
     &WAL_ALLOW_GAP,
+    &WAL_PUSH_AHEAD,
+    &WAL_PUSH_AHEAD_MEMORY,
     &LOG_FORMAT,
     &LOG_LEVEL,
 ];

@@ -132,6 +132,17 @@ impl Repository {
         Ok(Repository { shared: Arc::new(Shared { store, marker }), patience })
     }
 
+    /// Connects and takes the marker on trust: that of an earlier [`Repository::open`] under the same settings. The caller acknowledges nothing before
+    /// [`Repository::prove_present`], which may run beside other requests, has found it right.
+    pub fn open_assuming(
+        settings: &RepositorySettings,
+        patience: Patience,
+        marker: Marker,
+    ) -> Result<Repository, RepositoryError> {
+        let store = connect::connect(settings, directory::MarkerRule::Required)?;
+        Ok(Repository { shared: Arc::new(Shared { store, marker }), patience })
+    }
+
     /// The same connections under another patience.
     pub fn with_patience(&self, patience: Patience) -> Repository {
         Repository { shared: Arc::clone(&self.shared), patience }

@@ -8,9 +8,12 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::PgdataOrigin;
 use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
+use crate::format::digest::ShortDigest;
 use crate::format::envelope::{ObjectFacts, ObjectKind};
 use crate::pg::wal_page::LongPageHeader;
 use crate::pg::wal_segment::ParseArchiveFileNameError;
@@ -28,6 +31,7 @@ pub struct ArchiveFile {
     path: PathBuf,
     file: File,
     state: FileState,
+    changed: (i64, i64),
     /// What it is called.
     pub name: ArchiveFileName,
     /// What its object will say.
@@ -36,6 +40,21 @@ pub struct ArchiveFile {
     pub postgresql_major: Option<u32>,
     /// A segment's or partial segment's first page header.
     pub header: Option<LongPageHeader>,
+}
+
+/// What tells, later and to another process, whether a path still leads to the very same file with the very same bytes. Whatever
+/// writes to a file, replaces it or restores it changes one of these.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FileStamp {
+    device: u64,
+    inode: u64,
+    length: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    /// ctime, which no tool can set.
+    changed: (i64, i64),
+    /// What the first page says: position, timeline, cluster.
+    beginning: ShortDigest,
 }
 
 /// What tells whether a file was touched. Not ctime: another process may set a link to the file meanwhile.
@@ -67,21 +86,34 @@ impl ArchiveFile {
         origin: PgdataOrigin,
     ) -> Result<ArchiveFile, ArchiveFileError> {
         let name = archive_file_name(path)?;
-        let (file, state) = open_regular(path)?;
+        let (file, state, changed) = open_regular(path)?;
         let server = ServerDirectory::locate(path, pgdata, origin)?;
-        match name {
+        let opened = match name {
             ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment) => {
                 open_segment(path, name, segment, file, state, server.as_ref())
             }
             ArchiveFileName::TimelineHistory(_) | ArchiveFileName::BackupHistory { .. } => {
                 open_text(path, name, file, state, server)
             }
-        }
+        };
+        opened.map(|file| ArchiveFile { changed, ..file })
     }
 
     /// The path as it was given.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file as it was when it was opened.
+    pub fn stamp(&self) -> FileStamp {
+        FileStamp {
+            device: self.state.device,
+            inode: self.state.inode,
+            length: self.state.length,
+            modified: self.state.modified,
+            changed: self.changed,
+            beginning: ShortDigest::of(format!("{:?}", self.header).as_bytes()),
+        }
     }
 
     /// The file's length in bytes.
@@ -123,7 +155,7 @@ fn archive_file_name(path: &Path) -> Result<ArchiveFileName, ArchiveFileError> {
     text.parse().map_err(|source| ArchiveFileError::Name { path: path.to_owned(), source })
 }
 
-fn open_regular(path: &Path) -> Result<(File, FileState), ArchiveFileError> {
+fn open_regular(path: &Path) -> Result<(File, FileState, (i64, i64)), ArchiveFileError> {
     use std::os::unix::fs::OpenOptionsExt;
     let open = |source| ArchiveFileError::Open { path: path.to_owned(), source };
     // Without O_NONBLOCK a FIFO of this name would hang here for ever.
@@ -133,7 +165,7 @@ fn open_regular(path: &Path) -> Result<(File, FileState), ArchiveFileError> {
     if !found.is_file() {
         return Err(ArchiveFileError::NotRegular { path: path.to_owned() });
     }
-    Ok((file, FileState::of(&found)))
+    Ok((file, FileState::of(&found), (found.ctime(), found.ctime_nsec())))
 }
 
 fn open_segment(
@@ -165,7 +197,16 @@ fn open_segment(
     };
     let postgresql_major = header.postgresql_major();
     let path = path.to_owned();
-    Ok(ArchiveFile { path, file, state, name, facts, postgresql_major, header: Some(header) })
+    Ok(ArchiveFile {
+        path,
+        file,
+        state,
+        changed: (0, 0),
+        name,
+        facts,
+        postgresql_major,
+        header: Some(header),
+    })
 }
 
 fn open_text(
@@ -190,7 +231,7 @@ fn open_text(
     };
     let postgresql_major = server.control.postgresql_major;
     let path = path.to_owned();
-    Ok(ArchiveFile { path, file, state, name, facts, postgresql_major, header: None })
+    Ok(ArchiveFile { path, file, state, changed: (0, 0), name, facts, postgresql_major, header: None })
 }
 
 /// A history that PostgreSQL could not read, or a backup file without a start, is not archived: it would be asked for when

@@ -6,14 +6,16 @@
 use crate::codec::decode::{DecodeError, Expected, ObjectTail, decode_object, read_tail};
 use crate::codec::encode::{ChunkSource, EncodeError, Encoded, SinkError, encode_object};
 use crate::codec::{KeyRing, Sealing};
-use crate::error::Explain;
+use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
 use crate::format::envelope::CHUNK_SIZE;
 use crate::format::wal_index::RecordVerdict;
 use crate::format::{ClusterName, ObjectKey, keys};
 use crate::local::kill_point::kill_point;
 use crate::pg::ArchiveFileName;
-use crate::repository::{Naming, Published, Repository, RepositoryError, RepositoryObject, StoredObject};
+use crate::repository::{
+    Naming, Publication, Published, Repository, RepositoryError, RepositoryObject, StoredObject,
+};
 
 use super::archive_file::{ArchiveFile, ArchiveFileError};
 use super::interruption::stop_if_asked;
@@ -47,6 +49,23 @@ pub fn push_file(
     cluster: &ClusterName,
     writing: &Writing,
 ) -> Result<Pushed, PushError> {
+    encode_file(file, repository, cluster, writing)?.publish(file, repository, &writing.keys)
+}
+
+/// A file that was read, checked and encoded, and that is not durable yet.
+pub struct EncodedFile {
+    key: ObjectKey,
+    publication: Publication,
+    encoded: Encoded,
+}
+
+/// The first half of [`push_file`]: all the work on the file's bytes.
+pub fn encode_file(
+    file: &ArchiveFile,
+    repository: &Repository,
+    cluster: &ClusterName,
+    writing: &Writing,
+) -> Result<EncodedFile, PushError> {
     let key = keys::wal(cluster, file.system_identifier(), file.name);
     let naming = naming_of(file.name);
     let mut publication =
@@ -55,20 +74,38 @@ pub fn push_file(
     let index = |source: FileChunks<'_>| source.into_index();
     let encoded = encode_object(source, &file.facts, &key, &writing.sealing, index, &mut publication)?;
     file.check_unchanged()?;
-    kill_point("push: before publish");
-    let published = publication.finish(&encoded.digest)?;
-    kill_point("push: after publish");
-    match published {
-        Published::Created => Ok(Pushed::Archived(encoded)),
-        Published::Exists(stored) => {
-            compare_with_stored(file, repository, &key, &encoded, &stored, &writing.keys)?;
-            Ok(Pushed::AlreadyArchived(stored))
+    Ok(EncodedFile { key, publication, encoded })
+}
+
+impl EncodedFile {
+    /// Bytes of the object.
+    pub fn stored_length(&self) -> u64 {
+        self.encoded.stored_length
+    }
+
+    /// The second half of [`push_file`]: waits for the store. Durable when this returns `Ok`.
+    pub fn publish(
+        self,
+        file: &ArchiveFile,
+        repository: &Repository,
+        keys: &KeyRing,
+    ) -> Result<Pushed, PushError> {
+        let EncodedFile { key, publication, encoded } = self;
+        kill_point("push: before publish");
+        let published = publication.finish(&encoded.digest)?;
+        kill_point("push: after publish");
+        match published {
+            Published::Created => Ok(Pushed::Archived(encoded)),
+            Published::Exists(stored) => {
+                compare_with_stored(file, repository, &key, &encoded, &stored, keys)?;
+                Ok(Pushed::AlreadyArchived(stored))
+            }
         }
     }
 }
 
 /// Two standbys promoted from one segment leave different, legitimate partial segments; every other name has one content.
-pub(super) fn naming_of(name: ArchiveFileName) -> Naming {
+pub fn naming_of(name: ArchiveFileName) -> Naming {
     match name {
         ArchiveFileName::Partial(_) => Naming::AlwaysSuffixed,
         ArchiveFileName::Segment(_)
@@ -175,6 +212,12 @@ pub enum PushError {
     /// The store failed.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    /// No thread could be started.
+    #[error("start a thread: {}", system_words(.0))]
+    Thread(std::io::Error),
+    /// A thread ended without a word: a mistake in walhold, logged where it happened.
+    #[error("internal error: the thread that published the file died")]
+    Died,
     /// Another content lies under this name.
     #[error("archive {name}: {path} in {url} holds other content under this name; it was not touched")]
     Conflict {
@@ -201,6 +244,7 @@ impl Explain for PushError {
             PushError::File(error) => error.exit_cause(),
             PushError::Encode(error) => error.exit_cause(),
             PushError::Repository(error) => error.exit_cause(),
+            PushError::Thread(_) | PushError::Died => Cause::Internal,
             PushError::Conflict { .. } => Cause::Conflict,
             PushError::StoredUnreadable { source, .. } => source.exit_cause(),
         }
@@ -211,6 +255,10 @@ impl Explain for PushError {
             PushError::File(error) => error.hint(),
             PushError::Encode(error) => error.hint(),
             PushError::Repository(error) => error.hint(),
+            PushError::Thread(_) => {
+                Some("the system's limit of processes or of memory is reached; PostgreSQL will try again".to_owned())
+            }
+            PushError::Died => None,
             PushError::Conflict { .. } => Some(
                 "two servers archive to one place, or this one was rolled back and wrote its WAL anew: fetch the stored file and compare with pg_waldump; give each server its own WALHOLD_CLUSTER"
                     .to_owned(),
