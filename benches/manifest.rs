@@ -4,8 +4,8 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use walhold::codec::Compression;
 use walhold::format::digest::ShortDigest;
 use walhold::format::manifest::{
-    BackupKind, BackupSummary, DirectoryEntry, FileEntry, FileRange, Manifest, PackEntry, RangeSource, Root,
-    ServerFacts,
+    BackupKind, BackupSummary, Digested, DirectoryEntry, FileEntry, FileRange, Manifest, PackEntry,
+    RangeSource, Root, ServerFacts,
 };
 use walhold::pg::{Lsn, PgTimestamp, SystemIdentifier, TimelineId, WalSegmentSize};
 
@@ -77,7 +77,11 @@ fn terabyte() -> Manifest {
                 stored_length: STORED - index % 100,
                 plaintext_length: CHUNK,
                 within: 0,
-                digest: ShortDigest::of(&index.to_le_bytes()),
+                digested: Digested {
+                    within: 0,
+                    length: CHUNK,
+                    digest: ShortDigest::of(&index.to_le_bytes()),
+                },
             },
         }
     };

@@ -238,9 +238,35 @@ pub enum RangeSource {
         plaintext_length: u32,
         /// The range's offset in the chunk's plaintext.
         within: u32,
-        /// Of the range's bytes.
-        digest: ShortDigest,
+        /// What the range's bytes are checked with.
+        digested: Digested,
     },
+}
+
+/// A digest, and the bytes of a chunk's plaintext that it is of. They hold the range: usually they are the range; of a
+/// range that a later backup uses in part, they are what the first backup stored in one piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Digested {
+    /// Where they begin in the chunk's plaintext.
+    pub within: u32,
+    /// How many they are.
+    pub length: u32,
+    /// Their digest.
+    pub digest: ShortDigest,
+}
+
+impl FileRange {
+    /// The digest of exactly the range's bytes. `None` for zeros, and where only a digest of more bytes is known.
+    pub fn own_digest(&self) -> Option<ShortDigest> {
+        match self.source {
+            RangeSource::Chunk { within, digested, .. }
+                if (digested.within, digested.length) == (within, self.length) =>
+            {
+                Some(digested.digest)
+            }
+            RangeSource::Chunk { .. } | RangeSource::Zeros => None,
+        }
+    }
 }
 
 /// A manifest that cannot be read.

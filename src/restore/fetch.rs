@@ -9,13 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::error::RestoreError;
-use super::packs::{FoundPack, damaged_range, pack_at, part_of};
+use super::packs::{FoundPack, damaged_range, pack_at, part_of, slice_of};
 use super::target_files::TargetFiles;
 use crate::codec::KeyRing;
 use crate::codec::decode::ChunkOpener;
 use crate::exit_status::Cause;
-use crate::format::digest::ShortDigest;
-use crate::format::manifest::{Manifest, RangeSource};
+use crate::format::manifest::{Digested, Manifest, RangeSource};
 use crate::local::kill_point::kill_point;
 use crate::progress::Progress;
 use crate::repository::Repository;
@@ -57,7 +56,7 @@ struct Source {
     stored_length: u32,
     plaintext_length: u32,
     within: u32,
-    digest: ShortDigest,
+    digested: Digested,
 }
 
 /// Everything that workers share.
@@ -110,7 +109,8 @@ impl Fetch<'_> {
 
     /// One thread's share: reads until there are no more, or somebody failed.
     fn work(&self, pieces: &[Piece], reads: &[Read], targets: &TargetFiles, shared: &Shared) {
-        let mut worker = Worker { fetch: self, pieces, targets, opener: None, chunk: Vec::new() };
+        let mut worker =
+            Worker { fetch: self, pieces, targets, opener: None, chunk: Vec::new(), checked: None };
         while !shared.stopped.load(Ordering::Relaxed) {
             let Some(read) = reads.get(shared.next.fetch_add(1, Ordering::Relaxed)) else { break };
             if let Err(error) = not_interrupted().and_then(|()| worker.restore(read)) {
@@ -124,9 +124,15 @@ impl Fetch<'_> {
         let range = self.manifest.files.get(piece.file as usize)?.ranges.get(piece.range as usize)?;
         match range.source {
             RangeSource::Zeros => None,
-            RangeSource::Chunk { pack, number, offset, stored_length, plaintext_length, within, digest } => {
-                Some(Source { pack, number, offset, stored_length, plaintext_length, within, digest })
-            }
+            RangeSource::Chunk {
+                pack,
+                number,
+                offset,
+                stored_length,
+                plaintext_length,
+                within,
+                digested,
+            } => Some(Source { pack, number, offset, stored_length, plaintext_length, within, digested }),
         }
     }
 
@@ -188,6 +194,8 @@ struct Worker<'a> {
     /// The pack that the last read was from, and its opener.
     opener: Option<(u32, ChunkOpener)>,
     chunk: Vec<u8>,
+    /// The part of the chunk whose digest was compared last: many ranges may share one.
+    checked: Option<Digested>,
 }
 
 impl Worker<'_> {
@@ -209,18 +217,23 @@ impl Worker<'_> {
                     opener.open(source.number, bytes, source.plaintext_length, &mut self.chunk)?;
                 }
                 opened = Some(source.offset);
+                self.checked = None;
             }
             self.write(piece, &source)?;
         }
         Ok(())
     }
 
-    fn write(&self, piece: &Piece, source: &Source) -> Result<(), RestoreError> {
+    fn write(&mut self, piece: &Piece, source: &Source) -> Result<(), RestoreError> {
         let entry = self.fetch.manifest.files.get(piece.file as usize);
         let range = entry.and_then(|file| file.ranges.get(piece.range as usize));
         let (Some(file), Some(range)) = (entry, range) else { return Ok(()) };
-        let part = part_of(&self.chunk, source.within, range.length, &source.digest)
-            .ok_or_else(|| damaged_range(file, range.offset))?;
+        let part = match self.checked == Some(source.digested) {
+            true => slice_of(&self.chunk, source.within, range.length),
+            false => part_of(&self.chunk, source.within, range.length, &source.digested),
+        };
+        let part = part.ok_or_else(|| damaged_range(file, range.offset))?;
+        self.checked = Some(source.digested);
         self.targets.write(piece.target as usize, range.offset, part)?;
         kill_point("restore: mid-fetch");
         self.fetch.progress.add(part.len() as u64);

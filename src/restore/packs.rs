@@ -7,7 +7,7 @@ use crate::codec::KeyRing;
 use crate::codec::decode::{ChunkOpener, PackFacts};
 use crate::format::digest::ShortDigest;
 use crate::format::envelope::{ObjectFacts, ObjectKind};
-use crate::format::manifest::{FileEntry, Manifest, RangeSource};
+use crate::format::manifest::{Digested, FileEntry, Manifest, RangeSource};
 use crate::format::{BackupId, ClusterName, keys};
 use crate::repository::{Repository, StoredObject};
 
@@ -81,7 +81,7 @@ pub fn read_file(
     let mut bytes = vec![0; size];
     let mut chunk = Vec::new();
     for range in &file.ranges {
-        let RangeSource::Chunk { pack, number, offset, stored_length, plaintext_length, within, digest } =
+        let RangeSource::Chunk { pack, number, offset, stored_length, plaintext_length, within, digested } =
             range.source
         else {
             continue;
@@ -89,7 +89,7 @@ pub fn read_file(
         let pack = pack_at(packs, pack)?;
         let stored = repository.read_range(&pack.object, offset, stored_length as usize)?;
         ChunkOpener::new(&pack.facts, keys)?.open(number, &stored, plaintext_length, &mut chunk)?;
-        let part = part_of(&chunk, within, range.length, &digest)
+        let part = part_of(&chunk, within, range.length, &digested)
             .ok_or_else(|| damaged_range(file, range.offset))?;
         let start = usize::try_from(range.offset).unwrap_or(usize::MAX);
         let target = start.checked_add(part.len()).and_then(|end| bytes.get_mut(start..end));
@@ -106,11 +106,16 @@ pub fn pack_at(packs: &[FoundPack], index: u32) -> Result<&FoundPack, RestoreErr
     })
 }
 
-/// A range's bytes in its chunk, if they are what the manifest says.
-pub fn part_of<'a>(chunk: &'a [u8], within: u32, length: u32, digest: &ShortDigest) -> Option<&'a [u8]> {
+/// A range's bytes in its chunk, if the bytes that its digest is of are what the manifest says.
+pub fn part_of<'a>(chunk: &'a [u8], within: u32, length: u32, digested: &Digested) -> Option<&'a [u8]> {
+    (ShortDigest::of(slice_of(chunk, digested.within, digested.length)?) == digested.digest)
+        .then(|| slice_of(chunk, within, length))?
+}
+
+/// A part of a chunk.
+pub fn slice_of(chunk: &[u8], within: u32, length: u32) -> Option<&[u8]> {
     let start = within as usize;
-    let part = chunk.get(start..start.checked_add(length as usize)?)?;
-    (ShortDigest::of(part) == *digest).then_some(part)
+    chunk.get(start..start.checked_add(length as usize)?)
 }
 
 /// The error for bytes that are not what the manifest says.

@@ -171,11 +171,14 @@ impl Contents {
                     stored_length,
                     plaintext_length,
                     within,
-                    digest,
+                    digested,
                 } => {
                     let chunk = self.chunk(pack, number, offset, stored_length, plaintext_length);
-                    let part = &chunk[within as usize..within as usize + range.length as usize];
-                    assert_eq!(ShortDigest::of(part), digest, "{}", text(&file.path));
+                    let slice =
+                        |from: u32, length: u32| &chunk[from as usize..from as usize + length as usize];
+                    let whole = slice(digested.within, digested.length);
+                    assert_eq!(ShortDigest::of(whole), digested.digest, "{}", text(&file.path));
+                    let part = slice(within, range.length);
                     bytes.extend_from_slice(part);
                 }
             }

@@ -15,7 +15,7 @@ use crate::backup::plan::{SourceFile, WorkItem};
 use crate::backup::relation_file::is_zero;
 use crate::format::digest::ShortDigest;
 use crate::format::envelope::CHUNK_SIZE;
-use crate::format::manifest::{FileRange, RangeSource};
+use crate::format::manifest::{Digested, FileRange, RangeSource};
 
 /// Pieces from this size on get a chunk of their own; smaller ones are gathered.
 const OWN_CHUNK: usize = CHUNK_SIZE / 2;
@@ -154,7 +154,8 @@ impl<'scope, 'env> Job<'scope, 'env> {
         let digest = ShortDigest::of(bytes);
         if length >= OWN_CHUNK {
             let chunk = self.packs.write_chunk(bytes)?;
-            let range = FileRange { offset, length: short_length, source: source_of(chunk, 0, digest) };
+            let range =
+                FileRange { offset, length: short_length, source: source_of(chunk, 0, short_length, digest) };
             self.result.ranges.push(ReadRange { file, range });
             return Ok(());
         }
@@ -175,7 +176,7 @@ impl<'scope, 'env> Job<'scope, 'env> {
         let chunk = self.packs.write_chunk(&self.shared)?;
         self.shared.clear();
         for Gathered { file, offset, length, within, digest } in self.gathered.drain(..) {
-            let range = FileRange { offset, length, source: source_of(chunk, within, digest) };
+            let range = FileRange { offset, length, source: source_of(chunk, within, length, digest) };
             self.result.ranges.push(ReadRange { file, range });
         }
         Ok(())
@@ -203,7 +204,7 @@ impl<'scope, 'env> Job<'scope, 'env> {
     }
 }
 
-fn source_of(chunk: StoredChunk, within: u32, digest: ShortDigest) -> RangeSource {
+fn source_of(chunk: StoredChunk, within: u32, length: u32, digest: ShortDigest) -> RangeSource {
     RangeSource::Chunk {
         pack: chunk.pack,
         number: chunk.location.number,
@@ -211,7 +212,7 @@ fn source_of(chunk: StoredChunk, within: u32, digest: ShortDigest) -> RangeSourc
         stored_length: chunk.location.stored_length,
         plaintext_length: chunk.location.plaintext_length,
         within,
-        digest,
+        digested: Digested { within, length, digest },
     }
 }
 

@@ -1,9 +1,9 @@
 //! Reading a manifest's body. Whatever it says is checked before anybody relies on it: a restore writes where it says.
 
 use super::bytes::Reader;
-use super::encode::{ChunkPlace, MAGIC, OPTIONAL_FROM, flag, tag};
+use super::encode::{ChunkPlace, MAGIC, OPTIONAL_FROM, RecentChunks, flag, tag};
 use super::{
-    CatalogueEntry, DirectoryEntry, FileEntry, FileRange, Manifest, PackEntry, ParseManifestError,
+    CatalogueEntry, Digested, DirectoryEntry, FileEntry, FileRange, Manifest, PackEntry, ParseManifestError,
     RangeSource, Root, Tablespace,
 };
 use crate::codec::{Compression, KeyId};
@@ -208,7 +208,7 @@ fn decode_files(reader: &mut Reader<'_>, packs: &[PackEntry]) -> Parsed<Vec<File
     let count = reader.count(7, "the files")?;
     let mut files: Vec<FileEntry> = Vec::with_capacity(count);
     let mut modified = 0i64;
-    let mut place = ChunkPlace::default();
+    let mut recent = RecentChunks::default();
     for _ in 0..count {
         let root = match reader.byte("a file's root")? {
             0 => Root::DataDirectory,
@@ -223,7 +223,7 @@ fn decode_files(reader: &mut Reader<'_>, packs: &[PackEntry]) -> Parsed<Vec<File
         let mode = decode_mode(reader)?;
         let size = reader.varint("a file's size")?;
         modified = modified.wrapping_add(reader.signed("a modification time")?);
-        let ranges = decode_ranges(reader, packs, size, &mut place)?;
+        let ranges = decode_ranges(reader, packs, size, &mut recent)?;
         files.push(FileEntry { root, path, mode, size, modified, ranges });
     }
     Ok(files)
@@ -233,13 +233,13 @@ fn decode_ranges(
     reader: &mut Reader<'_>,
     packs: &[PackEntry],
     size: u64,
-    place: &mut ChunkPlace,
+    recent: &mut RecentChunks,
 ) -> Parsed<Vec<FileRange>> {
     let count = reader.count(2, "a file's ranges")?;
     let mut ranges = Vec::with_capacity(count);
     let mut offset = 0u64;
     for _ in 0..count {
-        let (length, source) = decode_range(reader, packs, place)?;
+        let (length, source) = decode_range(reader, packs, recent)?;
         ranges.push(FileRange { offset, length, source });
         // Neither side can overflow: at most 2^32 ranges of at most 2^32 bytes would need a body larger than memory.
         offset = offset.saturating_add(u64::from(length));
@@ -253,7 +253,7 @@ fn decode_ranges(
 fn decode_range(
     reader: &mut Reader<'_>,
     packs: &[PackEntry],
-    place: &mut ChunkPlace,
+    recent: &mut RecentChunks,
 ) -> Parsed<(u32, RangeSource)> {
     let flags = reader.byte("a range")?;
     let length: u32 = reader.number("a range's length")?;
@@ -263,11 +263,14 @@ fn decode_range(
     if flags == 0 {
         return Ok((length, RangeSource::Zeros));
     }
-    let has = |bit| flags & bit != 0;
-    if flags & !flag::ALL != 0 || !has(flag::CHUNK) || (has(flag::SAME_CHUNK) && has(flag::NEXT_CHUNK)) {
+    if !fit_together(flags) {
         return Err(reader.error(format!("a range's flags are {flags:#x}")));
     }
-    if !has(flag::SAME_CHUNK) {
+    let has = |bit| flags & bit != 0;
+    if has(flag::OTHER_CHUNK) {
+        recent.turn_back();
+    } else if !has(flag::SAME_CHUNK) {
+        let mut place = recent.last.place;
         if has(flag::NEXT_CHUNK) {
             (place.number, place.offset) = place.following();
         } else {
@@ -278,15 +281,45 @@ fn decode_range(
         place.stored_length = reader.number("a chunk's stored length")?;
         place.plaintext_length =
             if has(flag::WHOLE_CHUNK) { length } else { reader.number("a chunk's plaintext length")? };
+        recent.turn_to(place);
     }
     let within = if has(flag::WHOLE_CHUNK) { 0 } else { reader.number("an offset in a chunk")? };
-    let digest = ShortDigest(reader.array("a digest")?);
-    check_range(*place, packs, within, length).map_err(|problem| reader.error(problem))?;
-    let ChunkPlace { pack, number, offset, stored_length, plaintext_length } = *place;
-    Ok((length, RangeSource::Chunk { pack, number, offset, stored_length, plaintext_length, within, digest }))
+    let digested = if has(flag::SAME_DIGEST) {
+        recent.last.digested
+    } else {
+        let (within, length) = match has(flag::PART) {
+            true => (reader.number("where a digest begins")?, reader.number("how much a digest is of")?),
+            false => (within, length),
+        };
+        Digested { within, length, digest: ShortDigest(reader.array("a digest")?) }
+    };
+    recent.last.digested = digested;
+    let place = recent.last.place;
+    check_range(place, packs, within, length, digested).map_err(|problem| reader.error(problem))?;
+    let ChunkPlace { pack, number, offset, stored_length, plaintext_length } = place;
+    Ok((
+        length,
+        RangeSource::Chunk { pack, number, offset, stored_length, plaintext_length, within, digested },
+    ))
 }
 
-fn check_range(place: ChunkPlace, packs: &[PackEntry], within: u32, length: u32) -> Result<(), &'static str> {
+/// At most one says where the chunk is; only parts of what was digested can share a digest.
+fn fit_together(flags: u8) -> bool {
+    let has = |bit| flags & bit != 0;
+    let places = [flag::SAME_CHUNK, flag::NEXT_CHUNK, flag::OTHER_CHUNK];
+    flags & !flag::ALL == 0
+        && has(flag::CHUNK)
+        && places.iter().filter(|bit| has(**bit)).count() <= 1
+        && (!has(flag::SAME_DIGEST) || has(flag::PART))
+}
+
+fn check_range(
+    place: ChunkPlace,
+    packs: &[PackEntry],
+    within: u32,
+    length: u32,
+    digested: Digested,
+) -> Result<(), &'static str> {
     let Some(pack) = packs.get(place.pack as usize) else {
         return Err("a chunk's pack is not in the list");
     };
@@ -297,8 +330,16 @@ fn check_range(place: ChunkPlace, packs: &[PackEntry], within: u32, length: u32)
     if place.plaintext_length as usize > MAX_CHUNK_SIZE {
         return Err("a chunk is larger than chunks may be");
     }
-    if within.checked_add(length).is_none_or(|end| end > place.plaintext_length) {
+    let (Some(end), Some(digested_end)) =
+        (within.checked_add(length), digested.within.checked_add(digested.length))
+    else {
         return Err("a range does not lie in its chunk");
+    };
+    if end > place.plaintext_length || digested_end > place.plaintext_length {
+        return Err("a range does not lie in its chunk");
+    }
+    if within < digested.within || end > digested_end {
+        return Err("a range's digest is not of its bytes");
     }
     Ok(())
 }

@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 
 use super::bytes::{put_bytes, put_signed, put_varint};
-use super::{CatalogueEntry, DirectoryEntry, FileEntry, FileRange, Manifest, PackEntry, RangeSource, Root};
+use super::{
+    CatalogueEntry, Digested, DirectoryEntry, FileEntry, FileRange, Manifest, PackEntry, RangeSource, Root,
+};
 use crate::codec::Compression;
 use crate::format::BackupId;
+use crate::format::digest::ShortDigest;
 
 /// The first bytes of every body: what it is, and the version of this layout.
 pub(super) const MAGIC: &[u8; 5] = b"WHMF\x01";
@@ -36,10 +39,53 @@ pub(super) mod flag {
     pub(in super::super) const NEXT_CHUNK: u8 = 4;
     /// The range is the whole chunk: neither plaintext length nor offset within it follow.
     pub(in super::super) const WHOLE_CHUNK: u8 = 8;
-    pub(in super::super) const ALL: u8 = CHUNK | SAME_CHUNK | NEXT_CHUNK | WHOLE_CHUNK;
+    /// In the chunk before the last one: no location follows. What was rewritten and what was kept often alternate.
+    pub(in super::super) const OTHER_CHUNK: u8 = 16;
+    /// The digest is of more bytes than the range: where they begin and how many they are follow.
+    pub(in super::super) const PART: u8 = 32;
+    /// The digest of the last range in this chunk, whole: neither it nor its place follow.
+    pub(in super::super) const SAME_DIGEST: u8 = 64;
+    pub(in super::super) const ALL: u8 =
+        CHUNK | SAME_CHUNK | NEXT_CHUNK | WHOLE_CHUNK | OTHER_CHUNK | PART | SAME_DIGEST;
 }
 
-/// The chunk that the last chunk range was in.
+/// The two chunks that ranges were in last.
+#[derive(Clone, Copy, Default)]
+pub(super) struct RecentChunks {
+    pub(super) last: RecentChunk,
+    pub(super) other: RecentChunk,
+}
+
+impl RecentChunks {
+    /// A range goes to another chunk than the last one.
+    pub(super) fn turn_to(&mut self, place: ChunkPlace) {
+        self.other = self.last;
+        self.last = RecentChunk { place, digested: NOT_DIGESTED };
+    }
+
+    /// A range goes to the other chunk.
+    pub(super) fn turn_back(&mut self) {
+        std::mem::swap(&mut self.last, &mut self.other);
+    }
+}
+
+/// A chunk, and the digest of the last range in it.
+#[derive(Clone, Copy)]
+pub(super) struct RecentChunk {
+    pub(super) place: ChunkPlace,
+    pub(super) digested: Digested,
+}
+
+/// No range has this.
+const NOT_DIGESTED: Digested = Digested { within: 0, length: 0, digest: ShortDigest([0; 16]) };
+
+impl Default for RecentChunk {
+    fn default() -> Self {
+        RecentChunk { place: ChunkPlace::default(), digested: NOT_DIGESTED }
+    }
+}
+
+/// Where a chunk lies.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct ChunkPlace {
     pub(super) pack: u32,
@@ -175,7 +221,7 @@ fn encode_files(out: &mut Vec<u8>, files: &[FileEntry]) {
     put_varint(out, files.len() as u64);
     let mut before: &[u8] = b"";
     let mut modified = 0;
-    let mut place = ChunkPlace::default();
+    let mut recent = RecentChunks::default();
     for file in files {
         out.push(match file.root {
             Root::DataDirectory => 0,
@@ -187,34 +233,48 @@ fn encode_files(out: &mut Vec<u8>, files: &[FileEntry]) {
         put_signed(out, file.modified.wrapping_sub(modified));
         put_varint(out, file.ranges.len() as u64);
         for range in &file.ranges {
-            place = put_range(out, range, place);
+            put_range(out, range, &mut recent);
         }
         before = &file.path;
         modified = file.modified;
     }
 }
 
-/// Writes one range and returns the chunk that later ranges are written against. Its offset is not written: ranges
-/// cover their file without a gap.
-fn put_range(out: &mut Vec<u8>, range: &FileRange, before: ChunkPlace) -> ChunkPlace {
-    let RangeSource::Chunk { pack, number, offset, stored_length, plaintext_length, within, digest } =
+/// Writes one range against the chunks that ranges were in last. Its offset is not written: ranges cover their file
+/// without a gap.
+fn put_range(out: &mut Vec<u8>, range: &FileRange, recent: &mut RecentChunks) {
+    let RangeSource::Chunk { pack, number, offset, stored_length, plaintext_length, within, digested } =
         range.source
     else {
         out.push(0);
         put_varint(out, u64::from(range.length));
-        return before;
+        return;
     };
     let place = ChunkPlace { pack, number, offset, stored_length, plaintext_length };
+    let before = recent.last.place;
     let whole = within == 0 && range.length == plaintext_length;
     let same = place == before;
-    let next = !same && pack == before.pack && (number, offset) == before.following();
-    let mut flags = flag::CHUNK;
-    for (bit, set) in [(flag::SAME_CHUNK, same), (flag::NEXT_CHUNK, next), (flag::WHOLE_CHUNK, whole)] {
-        flags |= if set { bit } else { 0 };
+    let other = !same && place == recent.other.place;
+    let next = !same && !other && pack == before.pack && (number, offset) == before.following();
+    match (same, other) {
+        (true, _) => {}
+        (false, true) => recent.turn_back(),
+        (false, false) => recent.turn_to(place),
     }
-    out.push(flags);
+    let part = (digested.within, digested.length) != (within, range.length);
+    let known = part && recent.last.digested == digested;
+    recent.last.digested = digested;
+    let bits = [
+        (flag::SAME_CHUNK, same),
+        (flag::NEXT_CHUNK, next),
+        (flag::WHOLE_CHUNK, whole),
+        (flag::OTHER_CHUNK, other),
+        (flag::PART, part),
+        (flag::SAME_DIGEST, known),
+    ];
+    out.push(bits.iter().filter(|(_, set)| *set).fold(flag::CHUNK, |flags, (bit, _)| flags | bit));
     put_varint(out, u64::from(range.length));
-    if !same {
+    if !same && !other {
         if !next {
             put_varint(out, u64::from(pack));
             put_varint(out, u64::from(number));
@@ -228,6 +288,12 @@ fn put_range(out: &mut Vec<u8>, range: &FileRange, before: ChunkPlace) -> ChunkP
     if !whole {
         put_varint(out, u64::from(within));
     }
-    out.extend_from_slice(&digest.0);
-    place
+    if known {
+        return;
+    }
+    if part {
+        put_varint(out, u64::from(digested.within));
+        put_varint(out, u64::from(digested.length));
+    }
+    out.extend_from_slice(&digested.digest.0);
 }

@@ -44,8 +44,12 @@ fn pack(number: u32) -> PackEntry {
 }
 
 fn chunk(pack: u32, number: u32, offset: u64, plaintext_length: u32, within: u32) -> RangeSource {
-    let digest = ShortDigest::of(&offset.to_le_bytes());
-    RangeSource::Chunk { pack, number, offset, stored_length: 300_000, plaintext_length, within, digest }
+    let digested = Digested {
+        within,
+        length: plaintext_length.saturating_sub(within),
+        digest: ShortDigest::of(&offset.to_le_bytes()),
+    };
+    RangeSource::Chunk { pack, number, offset, stored_length: 300_000, plaintext_length, within, digested }
 }
 
 fn file(path: &str, ranges: Vec<FileRange>) -> FileEntry {
@@ -134,6 +138,50 @@ fn contiguous_whole_chunks_cost_little_more_than_their_digest() {
     assert!(manifest.encode().len() - few <= 200 * 24);
 }
 
+fn with_digested(manifest: &mut Manifest, change: fn(&mut Digested)) {
+    let RangeSource::Chunk { digested, .. } = &mut manifest.files[0].ranges[0].source else { panic!() };
+    change(digested);
+}
+
+/// One page rewritten in every 32, all of them gathered in one chunk; what is kept are parts of the old ones.
+#[test]
+fn alternating_ranges_cost_little_more_than_one_digest_each() {
+    let page = 8192;
+    let ranges = |count: u32| {
+        (0..count).flat_map(move |run| {
+            let digest = ShortDigest::of(&run.to_le_bytes());
+            let new = Digested { within: run * page, length: page, digest };
+            let old = Digested { within: 0, length: 1 << 20, digest: ShortDigest([7; 16]) };
+            let at = u64::from(run * 32 * page);
+            let source = |number, within, digested| RangeSource::Chunk {
+                pack: 0,
+                number,
+                offset: u64::from(number) << 20,
+                stored_length: 300_000,
+                plaintext_length: 1 << 20,
+                within,
+                digested,
+            };
+            [
+                FileRange { offset: at, length: page, source: source(9, run * page, new) },
+                FileRange {
+                    offset: at + u64::from(page),
+                    length: 31 * page,
+                    source: source(run / 4, (run % 4 * 32 + 1) * page, old),
+                },
+            ]
+        })
+    };
+    let mut manifest = sample();
+    manifest.files = vec![file("long", ranges(4).collect())];
+    let few = manifest.encode().len();
+    manifest.files = vec![file("long", ranges(104).collect())];
+    let many = manifest.encode();
+    assert_eq!(Manifest::decode(&many).unwrap(), manifest);
+    // 100 new ranges with their digest, 100 kept ones of 25 chunks.
+    assert!(many.len() - few <= 100 * 24 + 100 * 6 + 25 * 36, "{} bytes", many.len() - few);
+}
+
 /// Changes to the sample that break an invariant, and what the error says.
 #[test]
 fn what_breaks_an_invariant_is_refused() {
@@ -159,6 +207,12 @@ fn what_breaks_an_invariant_is_refused() {
         ("does not lie in its pack", |m| m.packs[1].stored_length = 300_063),
         ("does not lie in its chunk", |m| m.files[1].ranges[0].source = chunk(1, 0, 64, 20_000, 19_998)),
         ("larger than chunks", |m| m.files[1].ranges[0].source = chunk(1, 0, 64, 5 << 20, 19_998)),
+        ("digest is not of its bytes", |m| {
+            with_digested(m, |digested| (digested.within, digested.length) = (1, digested.length - 1));
+        }),
+        ("digest is not of its bytes", |m| with_digested(m, |digested| digested.length -= 1)),
+        ("does not lie in its chunk", |m| with_digested(m, |digested| digested.length += 1)),
+        ("does not lie in its chunk", |m| with_digested(m, |digested| digested.length = u32::MAX)),
         ("permission bits", |m| m.files[0].mode = 0o10000),
     ];
     for (expected, change) in cases {
@@ -190,12 +244,21 @@ fn unknown_sections_are_skipped_only_if_they_may_be() {
 prop_compose! {
     fn any_range()(
         length in 1u32..=1 << 20, zeros: bool, pack in 0u32..3, number in 0u32..1000, offset in 0u64..60 << 20,
-        stored_length in 1u32..1 << 20, slack in 0u32..1 << 20, within in 0u32..1 << 20, digest: [u8; 16],
+        stored_length in 1u32..1 << 20, slack in 0u32..1 << 20, within in 0u32..1 << 20, digest in 0u8..3,
+        part: (bool, u32, u32),
     ) -> (u32, RangeSource) {
         let within = within.min(slack);
         let plaintext_length = length + slack;
-        let digest = ShortDigest(digest);
-        let source = RangeSource::Chunk { pack, number, offset, stored_length, plaintext_length, within, digest };
+        let (before, after) = match part {
+            (true, before, after) => (before % (within + 1), after % (slack - within + 1)),
+            (false, ..) => (0, 0),
+        };
+        let digested = Digested {
+            within: within - before,
+            length: before + length + after,
+            digest: ShortDigest([digest; 16]),
+        };
+        let source = RangeSource::Chunk { pack, number, offset, stored_length, plaintext_length, within, digested };
         (length, if zeros { RangeSource::Zeros } else { source })
     }
 }
