@@ -158,6 +158,7 @@ struct MemoryChunks<'a>(&'a [u8]);
 impl ChunkSource for MemoryChunks<'_> {
     fn next_chunk(&mut self, chunk: &mut Vec<u8>) -> Result<bool, SinkError> {
         let (now, later) = self.0.split_at(self.0.len().min(CHUNK_SIZE));
+        chunk.clear();
         chunk.extend_from_slice(now);
         self.0 = later;
         Ok(later.is_empty())

@@ -744,6 +744,7 @@ fn segments_without_an_index_are_read_whole() {
     impl ChunkSource for Memory {
         fn next_chunk(&mut self, chunk: &mut Vec<u8>) -> Result<bool, SinkError> {
             let end = (self.1 + CHUNK_SIZE).min(self.0.len());
+            chunk.clear();
             chunk.extend_from_slice(&self.0[self.1..end]);
             self.1 = end;
             Ok(end == self.0.len())

@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use cluster::{Cluster, directory_of_postgres};
 use measure::{Cost, bytes_below, measure, median_wall, summary, warm};
-use tools::{Bench, Tool};
+use object_server::ObjectServer;
+use tools::{Bench, Store, Tool};
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -44,8 +45,14 @@ fn main() {
     let bench = Bench::prepare(&run, Path::new(env!("CARGO_BIN_EXE_walhold")), &walrus, &cluster);
     if only.is_empty() || only == "wal" {
         let count: usize = variable("BENCH_SEGMENTS", "35").parse().expect("BENCH_SEGMENTS is a number");
-        wal(&bench, &cluster, "pgbench", &cluster.pgbench_segments(count, &run.join("pgbench")));
-        wal(&bench, &cluster, "random text", &cluster.random_text_segments(count, &run.join("random")));
+        let pgbench = cluster.pgbench_segments(count, &run.join("pgbench"));
+        let random = cluster.random_text_segments(count, &run.join("random"));
+        let server = ObjectServer::start(Duration::ZERO);
+        let s3 = bench.elsewhere(Store::S3(server.endpoint.clone()), &cluster);
+        for bench in [&bench, &s3] {
+            wal(bench, &cluster, "pgbench", &pgbench);
+            wal(bench, &cluster, "random text", &random);
+        }
     }
     if only.is_empty() || only == "backup" {
         cluster.fill(gigabytes);
@@ -69,8 +76,9 @@ fn install_walrus(root: &Path) -> PathBuf {
 
 /// One process per segment, each tool in turn on each segment.
 fn wal(bench: &Bench, cluster: &Cluster, what: &str, segments: &[PathBuf]) {
-    println!("\n## {} segments of {what} WAL, one process each\n", segments.len());
-    let mut push: Vec<Vec<Cost>> = vec![Vec::new(); Tool::ALL.len()];
+    let tools = bench.store.tools();
+    println!("\n## {} segments of {what} WAL, one process each, {:?}\n", segments.len(), bench.store);
+    let mut push: Vec<Vec<Cost>> = vec![Vec::new(); tools.len()];
     let mut fetch = push.clone();
     let mut floor = Vec::new();
     let floor_directory = bench.root.join("floor");
@@ -78,39 +86,37 @@ fn wal(bench: &Bench, cluster: &Cluster, what: &str, segments: &[PathBuf]) {
     for segment in segments {
         warm(segment);
         floor.push(floor::push_floor(segment, &floor_directory));
-        for (tool, costs) in Tool::ALL.into_iter().zip(&mut push) {
+        for (tool, costs) in tools.iter().zip(&mut push) {
             let path = segment.display().to_string();
-            let verb = if tool == Tool::PgBackRest { "archive-push" } else { "wal-push" };
-            costs.push(measure(&bench.invocation(tool, cluster, &[verb, &path])));
+            let verb = if *tool == Tool::PgBackRest { "archive-push" } else { "wal-push" };
+            costs.push(measure(&bench.invocation(*tool, cluster, &[verb, &path])));
         }
     }
     let target = cluster.data.join("pg_wal/RECOVERYXLOG").display().to_string();
     for segment in segments {
         let name = segment.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        for (tool, costs) in Tool::ALL.into_iter().zip(&mut fetch) {
-            let verb = if tool == Tool::PgBackRest { "archive-get" } else { "wal-fetch" };
-            costs.push(measure(&bench.invocation(tool, cluster, &[verb, &name, &target])));
+        for (tool, costs) in tools.iter().zip(&mut fetch) {
+            costs.push(measure(&bench.fetch_alone(*tool, cluster, &name, &target)));
             let same = std::fs::read(&target).ok() == std::fs::read(segment).ok();
             assert!(same, "{} delivered another {name}", tool.name());
             let _ = std::fs::remove_file(&target);
         }
     }
     floor.sort_by(f64::total_cmp);
-    println!("push floor (one thread, no process): {:.1} ms", floor[floor.len() / 2] * 1e3);
-    report("push", &push);
-    report("fetch", &fetch);
-    for tool in Tool::ALL {
-        println!(
-            "{:<11} repository {:>8.1} MB",
-            tool.name(),
-            bytes_below(&bench.repository(tool)) as f64 / 1e6
-        );
+    println!("push floor (one thread, no process, to a file): {:.1} ms", floor[floor.len() / 2] * 1e3);
+    report("push", tools, &push);
+    report("fetch", tools, &fetch);
+    if bench.store == Store::Directory {
+        for tool in tools {
+            let size = bytes_below(&bench.repository(*tool)) as f64 / 1e6;
+            println!("{:<11} repository {size:>8.1} MB", tool.name());
+        }
     }
 }
 
-fn report(what: &str, costs: &[Vec<Cost>]) {
+fn report(what: &str, tools: &[Tool], costs: &[Vec<Cost>]) {
     let own = costs.first().map_or(f64::NAN, |costs| median_wall(costs));
-    for (tool, costs) in Tool::ALL.into_iter().zip(costs) {
+    for (tool, costs) in tools.iter().zip(costs) {
         println!(
             "{what:<8}{:<11}{}  walhold/this {:.2}",
             tool.name(),
@@ -153,12 +159,12 @@ fn backups(bench: &Bench, cluster: &Cluster, rounds: usize) {
         "floor: read, page checksums, zstd 1, digest, write and sync of the packs: {:.0} ms",
         floor * 1e3
     );
-    report("backup", &push);
+    report("backup", &Tool::ALL, &push);
     println!("walhold/floor {:.2}", median_wall(&push[0]) / floor);
     for (tool, bytes) in Tool::ALL.into_iter().zip(&grown) {
         println!("{:<11} repository grew by {:>8.1} MB", tool.name(), *bytes as f64 / 1e6);
     }
-    report("restore", &restore);
+    report("restore", &Tool::ALL, &restore);
     println!("(restores of peers are followed by `sync`, walhold syncs what it writes)");
 }
 

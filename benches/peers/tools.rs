@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, as_postgres, directory_of_postgres};
 use crate::measure::Invocation;
+use crate::object_server::BUCKET;
 
 /// A competitor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,8 +31,29 @@ impl Tool {
     }
 }
 
+/// Where the repositories are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Store {
+    /// Directories of this machine.
+    Directory,
+    /// Prefixes of a bucket at this endpoint.
+    S3(String),
+}
+
+impl Store {
+    /// The tools that can be measured with it: pgBackRest speaks S3 over TLS alone.
+    pub fn tools(&self) -> &'static [Tool] {
+        match self {
+            Store::Directory => &Tool::ALL,
+            Store::S3(_) => &[Tool::Walhold, Tool::WalRus],
+        }
+    }
+}
+
 /// Programs and repositories of one benchmark run.
 pub struct Bench {
+    /// Where the repositories are.
+    pub store: Store,
     /// Everything lies below it.
     pub root: PathBuf,
     walhold: PathBuf,
@@ -51,6 +73,7 @@ impl Bench {
         };
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get()).to_string();
         let bench = Bench {
+            store: Store::Directory,
             root: root.to_owned(),
             walhold: copy(walhold, "walhold"),
             walrus: copy(walrus, "walrus"),
@@ -61,9 +84,20 @@ impl Bench {
         }
         directory_of_postgres(&root.join("state"));
         bench.configure_pgbackrest(cluster);
-        let init = bench.invocation(Tool::Walhold, cluster, &["init"]);
-        crate::measure::measure(&init);
+        bench.initialise(cluster);
         bench
+    }
+
+    /// The same tools with empty repositories elsewhere.
+    pub fn elsewhere(&self, store: Store, cluster: &Cluster) -> Bench {
+        let (root, walhold, walrus) = (self.root.clone(), self.walhold.clone(), self.walrus.clone());
+        let bench = Bench { store, root, walhold, walrus, cores: self.cores.clone() };
+        bench.initialise(cluster);
+        bench
+    }
+
+    fn initialise(&self, cluster: &Cluster) {
+        crate::measure::measure(&self.invocation(Tool::Walhold, cluster, &["init"]));
     }
 
     /// A tool's repository directory.
@@ -96,14 +130,33 @@ impl Bench {
         let text = |path: &Path| path.display().to_string();
         let mut environment = cluster.environment();
         let mut add = |name: &str, value: String| environment.push((name.to_owned(), value));
+        if let Store::S3(endpoint) = &self.store {
+            for (name, value) in [
+                ("AWS_ENDPOINT", endpoint.as_str()),
+                ("AWS_ACCESS_KEY_ID", "benchmark"),
+                ("AWS_SECRET_ACCESS_KEY", "benchmark"),
+                ("AWS_REGION", "us-east-1"),
+                ("AWS_ALLOW_HTTP", "true"),
+                ("AWS_S3_FORCE_PATH_STYLE", "true"),
+            ] {
+                add(name, value.to_owned());
+            }
+        }
         let mut words = match tool {
             Tool::Walhold => {
-                add("WALHOLD_REPOSITORY", format!("file://{}", text(&self.repository(tool))));
+                let url = match self.store {
+                    Store::Directory => format!("file://{}", text(&self.repository(tool))),
+                    Store::S3(_) => format!("s3://{BUCKET}/walhold"),
+                };
+                add("WALHOLD_REPOSITORY", url);
                 add("WALHOLD_STATE_DIR", text(&self.root.join("state")));
                 vec![text(&self.walhold)]
             }
             Tool::WalRus => {
-                add("WALG_FILE_PREFIX", text(&self.repository(tool)));
+                match self.store {
+                    Store::Directory => add("WALG_FILE_PREFIX", text(&self.repository(tool))),
+                    Store::S3(_) => add("WALG_S3_PREFIX", format!("s3://{BUCKET}/walrus")),
+                }
                 add("WALG_COMPRESSION_METHOD", "zstd".to_owned());
                 add("WALG_UPLOAD_CONCURRENCY", self.cores.clone());
                 add("WALG_UPLOAD_DISK_CONCURRENCY", self.cores.clone());
@@ -117,6 +170,18 @@ impl Bench {
         };
         words.extend(arguments.iter().map(|word| (*word).to_owned()));
         Invocation { words, directory: cluster.data.clone(), environment }
+    }
+
+    /// A call that fetches one segment, and nothing in the background that the next fetch would profit from.
+    pub fn fetch_alone(&self, tool: Tool, cluster: &Cluster, name: &str, to: &str) -> Invocation {
+        let verb = if tool == Tool::PgBackRest { "archive-get" } else { "wal-fetch" };
+        let mut call = self.invocation(tool, cluster, &[verb, name, to]);
+        if tool == Tool::WalRus {
+            // Its prefetch begins at two.
+            call.environment.retain(|(name, _)| name != "WALG_DOWNLOAD_CONCURRENCY");
+            call.environment.push(("WALG_DOWNLOAD_CONCURRENCY".to_owned(), "1".to_owned()));
+        }
+        call
     }
 
     /// A tool's archive_command, every setting in it, since the server's environment is not ours.

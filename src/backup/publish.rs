@@ -14,6 +14,7 @@ struct Body<'a>(&'a [u8]);
 impl ChunkSource for Body<'_> {
     fn next_chunk(&mut self, chunk: &mut Vec<u8>) -> Result<bool, SinkError> {
         let (next, rest) = self.0.split_at(self.0.len().min(CHUNK_SIZE));
+        chunk.clear();
         chunk.extend_from_slice(next);
         self.0 = rest;
         Ok(rest.is_empty())

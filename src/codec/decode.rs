@@ -27,7 +27,19 @@ pub trait ObjectSource: Sync {
     fn stored_length(&self) -> u64;
     /// Exactly `length` bytes from `offset`; an error if the object is shorter.
     fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, SinkError>;
+    /// [`ObjectSource::read_range`] that may use `spare`, whose contents nobody needs any more, for what it returns.
+    fn read_range_reusing(&self, offset: u64, length: usize, spare: Vec<u8>) -> Result<Vec<u8>, SinkError> {
+        drop(spare);
+        self.read_range(offset, length)
+    }
+    /// Bytes per request when the object is read from front to back.
+    fn read_size(&self) -> usize {
+        READ_SIZE
+    }
 }
+
+/// Large enough that a far store's latency is paid seldom, small enough for two of them in memory.
+pub const READ_SIZE: usize = 3 << 20;
 
 /// An object whose first bytes are in memory already, because finding it brought them along.
 pub struct WithPrefix<'a> {

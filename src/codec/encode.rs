@@ -34,8 +34,8 @@ pub type SinkError = Box<dyn Explain + Send + Sync>;
 
 /// Where an object's plaintext comes from, one chunk after another.
 pub trait ChunkSource {
-    /// Fills `chunk` (cleared by the caller) with exactly [`crate::format::envelope::CHUNK_SIZE`] bytes, fewer only for the last
-    /// chunk. Returns whether this was the last chunk; an empty object has one empty last chunk.
+    /// Replaces what `chunk` holds, an earlier chunk or zeros, with exactly [`crate::format::envelope::CHUNK_SIZE`] bytes, fewer
+    /// only for the last chunk. Returns whether this was the last chunk; an empty object has one empty last chunk.
     fn next_chunk(&mut self, chunk: &mut Vec<u8>) -> Result<bool, SinkError>;
 }
 
@@ -199,11 +199,11 @@ impl Assembly<'_> {
     fn read_chunk(&mut self, source: &mut impl ChunkSource, number: u32) -> Result<(Job, bool), EncodeError> {
         let mut job = self.spare.pop().unwrap_or_else(|| Job {
             number,
-            plaintext: Vec::with_capacity(CHUNK_SIZE),
+            // The system's zeros cost nothing; sources that read into them need none of their own.
+            plaintext: vec![0; CHUNK_SIZE],
             stored: Vec::new(),
         });
         job.number = number;
-        job.plaintext.clear();
         let last = source.next_chunk(&mut job.plaintext).map_err(EncodeError::Source)?;
         let length = job.plaintext.len();
         if length == CHUNK_SIZE || (last && length < CHUNK_SIZE) {

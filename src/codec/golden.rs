@@ -44,6 +44,7 @@ struct MemoryChunks(Vec<u8>);
 
 impl ChunkSource for MemoryChunks {
     fn next_chunk(&mut self, chunk: &mut Vec<u8>) -> Result<bool, SinkError> {
+        chunk.clear();
         chunk.extend(self.0.drain(..self.0.len().min(CHUNK_SIZE)));
         Ok(self.0.is_empty())
     }

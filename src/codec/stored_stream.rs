@@ -13,8 +13,6 @@ use std::thread::{Builder, Scope};
 use super::decode::{DecodeError, ObjectSource};
 use super::encode::SinkError;
 
-/// Bytes per read: large enough that a store's latency is paid seldom, small enough for two of them in memory.
-const READ_SIZE: usize = 3 << 20;
 /// Ranges in memory: one whose chunks are being decoded, one on its way.
 const RANGES: usize = 2;
 
@@ -55,16 +53,16 @@ impl StreamError {
 #[derive(Default)]
 struct Block {
     bytes: Vec<u8>,
-    /// Dropped with the last piece: lets the next range be read.
-    _permit: Option<Permit>,
+    /// Where the memory goes with the last piece: it lets the next range be read.
+    spare: Option<Sender<Vec<u8>>>,
 }
 
-struct Permit(Sender<()>);
-
-impl Drop for Permit {
+impl Drop for Block {
     fn drop(&mut self) {
-        // The reading thread may have ended, and then needs none.
-        let _ = self.0.send(());
+        if let Some(spare) = &self.spare {
+            // The reading thread may have ended, and then needs none.
+            let _ = spare.send(std::mem::take(&mut self.bytes));
+        }
     }
 }
 
@@ -73,13 +71,14 @@ type ReadResult = Result<Vec<u8>, SinkError>;
 enum Blocks<'env> {
     /// Read when asked for: objects of one range.
     Direct(&'env dyn ObjectSource),
-    /// Read ahead by a thread, as permits come back to it.
-    Ahead { ranges: Receiver<ReadResult>, permits: Sender<()> },
+    /// Read ahead by a thread, as memory comes back to it.
+    Ahead { ranges: Receiver<ReadResult>, spare: Sender<Vec<u8>> },
 }
 
 /// See the module.
 pub(super) struct StoredStream<'env> {
     blocks: Blocks<'env>,
+    read_size: usize,
     current: Arc<Block>,
     position: usize,
     /// The range after `current`, if it was seen to be there.
@@ -93,20 +92,21 @@ impl<'env> StoredStream<'env> {
         scope: &'scope Scope<'scope, 'env>,
         source: &'env dyn ObjectSource,
     ) -> Result<StoredStream<'env>, StreamError> {
-        let length = source.stored_length();
-        let blocks = if length <= READ_SIZE as u64 {
+        let (length, read_size) = (source.stored_length(), source.read_size().max(1));
+        let blocks = if length <= read_size as u64 {
             Blocks::Direct(source)
         } else {
             let (sender, ranges) = channel::<ReadResult>();
-            let (permits, wait_for_permit) = channel();
+            let (spare, spares) = channel();
             for _ in 0..RANGES {
-                let _ = permits.send(());
+                let _ = spare.send(Vec::new());
             }
             let read_ahead = move || {
                 let mut offset = 0;
-                while offset < length && wait_for_permit.recv().is_ok() {
-                    let size = (length - offset).min(READ_SIZE as u64) as usize;
-                    let block = source.read_range(offset, size);
+                while offset < length {
+                    let Ok(spare) = spares.recv() else { return };
+                    let size = (length - offset).min(read_size as u64) as usize;
+                    let block = source.read_range_reusing(offset, size, spare);
                     let failed = block.is_err();
                     if sender.send(block).is_err() || failed {
                         return;
@@ -116,9 +116,16 @@ impl<'env> StoredStream<'env> {
             };
             let spawned = Builder::new().name("read-ahead".to_owned()).spawn_scoped(scope, read_ahead);
             spawned.map_err(|error| StreamError::Thread(format!("start a thread: {error}")))?;
-            Blocks::Ahead { ranges, permits }
+            Blocks::Ahead { ranges, spare }
         };
-        Ok(StoredStream { blocks, current: Arc::default(), position: 0, arrived: None, unread: length })
+        Ok(StoredStream {
+            blocks,
+            read_size,
+            current: Arc::default(),
+            position: 0,
+            arrived: None,
+            unread: length,
+        })
     }
 
     /// Bytes of the object that were not taken yet.
@@ -170,7 +177,7 @@ impl<'env> StoredStream<'env> {
             joined.extend_from_slice(part);
             self.position += part.len();
         }
-        Ok(Piece { block: Arc::new(Block { bytes: joined, _permit: None }), begin: 0, end: length })
+        Ok(Piece { block: Arc::new(Block { bytes: joined, spare: None }), begin: 0, end: length })
     }
 
     /// The next `N` bytes by value.
@@ -180,8 +187,8 @@ impl<'env> StoredStream<'env> {
     }
 
     fn next_block(&mut self) -> Result<(), StreamError> {
-        let size = self.unread.min(READ_SIZE as u64) as usize;
-        // The permit of the range that was used up must be on its way back before the next one is waited for.
+        let size = self.unread.min(self.read_size as u64) as usize;
+        // The memory of the range that was used up must be on its way back before the next one is waited for.
         self.current = Arc::default();
         self.position = 0;
         let bytes = match (self.arrived.take(), &self.blocks) {
@@ -195,12 +202,12 @@ impl<'env> StoredStream<'env> {
         if bytes.len() != size || size == 0 {
             return Err(StreamError::Short);
         }
-        let permit = match &self.blocks {
+        let spare = match &self.blocks {
             Blocks::Direct(_) => None,
-            Blocks::Ahead { permits, .. } => Some(Permit(permits.clone())),
+            Blocks::Ahead { spare, .. } => Some(spare.clone()),
         };
         self.unread -= size as u64;
-        self.current = Arc::new(Block { bytes, _permit: permit });
+        self.current = Arc::new(Block { bytes, spare });
         Ok(())
     }
 }

@@ -105,25 +105,26 @@ impl DirectoryStore {
                 return Err(not_a_file("read", path).into());
             }
             let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX).min(length);
-            let bytes = read_exactly(&file, 0, length, path)?;
+            let bytes = read_exactly(&file, 0, length, Vec::new(), path)?;
             Ok(Some((raw_object(path, &metadata), bytes)))
         })?;
         self.absence_needs_a_repository(found.is_none())?;
         Ok(found)
     }
 
-    /// Exactly `length` bytes from `offset`.
+    /// Exactly `length` bytes from `offset`, in the memory of `spare`.
     pub(super) fn read_range(
         &self,
         path: &str,
         offset: u64,
         length: usize,
+        mut spare: Vec<u8>,
         patience: Patience,
     ) -> Result<Vec<u8>, RepositoryError> {
         let place = self.place("read", path)?;
         let read = retried("read", path, patience, |_| {
             let file = File::open(&place).map_err(|error| classify("read", path, &error))?;
-            read_exactly(&file, offset, length, path)
+            read_exactly(&file, offset, length, std::mem::take(&mut spare), path)
         });
         if let Err(RepositoryError::Missing { .. }) = read {
             self.absence_needs_a_repository(true)?;
@@ -315,8 +316,19 @@ fn not_a_file(verb: &'static str, path: &str) -> RepositoryError {
     RepositoryError::Damaged { verb, key: path.to_owned(), problem }
 }
 
-fn read_exactly(file: &File, offset: u64, length: usize, path: &str) -> Result<Vec<u8>, Failed> {
-    let mut bytes = vec![0; length];
+fn read_exactly(
+    file: &File,
+    offset: u64,
+    length: usize,
+    spare: Vec<u8>,
+    path: &str,
+) -> Result<Vec<u8>, Failed> {
+    let mut bytes = spare;
+    if bytes.capacity() < length {
+        // The system's zeros cost less than our own.
+        bytes = vec![0; length];
+    }
+    bytes.resize(length, 0);
     match file.read_exact_at(&mut bytes, offset) {
         Ok(()) => Ok(bytes),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {

@@ -36,6 +36,7 @@ pub use init::{InitReport, init};
 pub use publish::Publication;
 pub use read::RepositoryObject;
 
+use crate::codec::decode::READ_SIZE;
 use crate::format::ObjectKey;
 use crate::format::marker::Marker;
 use store::Store;
@@ -207,6 +208,12 @@ impl Repository {
         length: usize,
     ) -> Result<Vec<u8>, RepositoryError> {
         self.shared.store.read_range(&object.path, offset, length, self.patience)
+    }
+
+    /// Bytes to ask for at a time when an object is read from front to back. Near storage answers at once: small reads, which stay in
+    /// the processor's caches and let decoding begin early, cost nothing there.
+    pub fn read_size(&self) -> usize {
+        if self.is_directory() { 1 << 20 } else { READ_SIZE }
     }
 
     /// A small object whole (records, at most 16 MiB).

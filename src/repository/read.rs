@@ -27,7 +27,23 @@ impl ObjectSource for RepositoryObject<'_> {
     }
 
     fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, SinkError> {
-        self.repository.read_range(self.object, offset, length).map_err(|error| Box::new(error) as SinkError)
+        self.read_range_reusing(offset, length, Vec::new())
+    }
+
+    fn read_range_reusing(&self, offset: u64, length: usize, spare: Vec<u8>) -> Result<Vec<u8>, SinkError> {
+        let shared = &self.repository.shared;
+        let read = shared.store.read_range_reusing(
+            &self.object.path,
+            offset,
+            length,
+            spare,
+            self.repository.patience,
+        );
+        read.map_err(|error| Box::new(error) as SinkError)
+    }
+
+    fn read_size(&self) -> usize {
+        self.repository.read_size()
     }
 }
 

@@ -134,8 +134,20 @@ impl Store {
         length: usize,
         patience: Patience,
     ) -> Result<Vec<u8>, RepositoryError> {
+        self.read_range_reusing(path, offset, length, Vec::new(), patience)
+    }
+
+    /// [`Store::read_range`] into memory that is there already, where that saves anything.
+    pub(super) fn read_range_reusing(
+        &self,
+        path: &str,
+        offset: u64,
+        length: usize,
+        spare: Vec<u8>,
+        patience: Patience,
+    ) -> Result<Vec<u8>, RepositoryError> {
         match self {
-            Store::Directory(store) => store.read_range(path, offset, length, patience),
+            Store::Directory(store) => store.read_range(path, offset, length, spare, patience),
             Store::Cloud(store) => store.read_range(path, offset, length, patience),
         }
     }

@@ -126,12 +126,10 @@ impl ArchiveFile {
         self.facts.system_identifier
     }
 
-    /// Appends exactly `length` bytes from `offset` to `chunk`.
+    /// Replaces what `chunk` holds with exactly `length` bytes from `offset`.
     pub fn read_at(&self, offset: u64, length: usize, chunk: &mut Vec<u8>) -> Result<(), ArchiveFileError> {
-        let start = chunk.len();
-        chunk.resize(start + length, 0);
-        let target = chunk.get_mut(start..).unwrap_or_default();
-        self.file.read_exact_at(target, offset).map_err(|error| match error.kind() {
+        chunk.resize(length, 0);
+        self.file.read_exact_at(chunk, offset).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => ArchiveFileError::Changed { path: self.path.clone() },
             _ => ArchiveFileError::Read { path: self.path.clone(), source: error },
         })

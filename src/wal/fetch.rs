@@ -23,7 +23,7 @@ use super::first_page::{FIRST_PAGE_BYTES, FirstPageProblem, check_first_page};
 use super::interruption::{Interrupted, stop_if_asked};
 use super::push::naming_of;
 
-/// Bytes read with the request that finds the object: most compressed segments of 16 MiB whole.
+/// Bytes read with the request that finds the object in a far store: most compressed segments of 16 MiB whole.
 const FIRST_READ: usize = 4 << 20;
 
 /// How often a gap is looked at while it may be filling.
@@ -69,9 +69,11 @@ pub enum Fetched {
 pub fn fetch_file(archive: &Archive<'_>, request: &FetchRequest<'_>) -> Result<Fetched, FetchError> {
     let key = keys::wal(archive.cluster, archive.system, request.name);
     let naming = naming_of(request.name);
+    let first_read =
+        if archive.repository.is_directory() { archive.repository.read_size() } else { FIRST_READ };
     let mut waiting = false;
     loop {
-        if let Some((object, beginning)) = archive.repository.find_and_read(&key, naming, FIRST_READ)? {
+        if let Some((object, beginning)) = archive.repository.find_and_read(&key, naming, first_read)? {
             let beginning = Mutex::new(Beginning { offset: 0, bytes: beginning });
             let source = BegunObject { repository: archive.repository, object: &object, beginning };
             return deliver(archive, request, &key, &source).map(Fetched::Delivered);
@@ -169,16 +171,25 @@ impl ObjectSource for BegunObject<'_> {
     }
 
     fn read_range(&self, offset: u64, length: usize) -> Result<Vec<u8>, SinkError> {
+        self.read_range_reusing(offset, length, Vec::new())
+    }
+
+    fn read_range_reusing(&self, offset: u64, length: usize, spare: Vec<u8>) -> Result<Vec<u8>, SinkError> {
         let mut bytes = self.beginning.lock().unwrap_or_else(PoisonError::into_inner).take(offset, length);
         if bytes.len() < length {
             let rest = RepositoryObject { repository: self.repository, object: self.object };
-            let more = rest.read_range(offset + bytes.len() as u64, length - bytes.len())?;
+            let (offset, missing) = (offset + bytes.len() as u64, length - bytes.len());
+            let more = rest.read_range_reusing(offset, missing, spare)?;
             if bytes.is_empty() {
                 return Ok(more);
             }
             bytes.extend_from_slice(&more);
         }
         Ok(bytes)
+    }
+
+    fn read_size(&self) -> usize {
+        self.repository.read_size()
     }
 }
 
