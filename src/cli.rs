@@ -20,6 +20,7 @@ use crate::command::keygen::KeygenArgs;
 use crate::command::man::ManArgs;
 use crate::command::restore::RestoreArgs;
 use crate::command::wal_fetch::WalFetchArgs;
+use crate::command::wal_prefetch::WalPrefetchArgs;
 use crate::command::wal_push::WalPushArgs;
 use crate::command::wal_show::WalShowArgs;
 use crate::config::Sources;
@@ -121,6 +122,8 @@ pub enum Verb {
     },
     Config(ConfigArgs),
     Keygen(KeygenArgs),
+    #[command(hide = true)]
+    WalPrefetch(WalPrefetchArgs),
     #[command(hide = true)]
     Man(ManArgs),
     #[command(hide = true)]

@@ -209,10 +209,11 @@ pub fn verb_of(arguments: &[OsString]) -> Option<&'static str> {
 }
 
 /// Every verb there is or will be, with its other names.
-const VERBS: [&str; 21] = [
+const VERBS: [&str; 22] = [
     "init",
     "wal-push",
     "wal-fetch",
+    "wal-prefetch",
     "wal-show",
     "wal-verify",
     "backup-push",

@@ -547,8 +547,12 @@ fn an_outage_stops_recovery_and_never_promotes() {
     let away = store.with_extension("away");
     // The disk goes away in the middle, just before this segment is asked for.
     let segment = recovery.segments()[3].clone();
-    let fetch =
-        format!("WALHOLD_REPOSITORY='file://{}' '{}' wal-fetch %f %p", store.display(), walhold().display());
+    // Without prefetch, so that it is this segment that is missed.
+    let fetch = format!(
+        "WALHOLD_WAL_PREFETCH=0 WALHOLD_REPOSITORY='file://{}' '{}' wal-fetch %f %p",
+        store.display(),
+        walhold().display()
+    );
     recovery.copy.configure(
         "restore_command",
         &format!("[ %f != {segment} ] || mv '{}' '{}'; {fetch}", store.display(), away.display()),

@@ -14,5 +14,6 @@ pub mod keygen;
 pub mod man;
 pub mod restore;
 pub mod wal_fetch;
+pub mod wal_prefetch;
 pub mod wal_push;
 pub mod wal_show;

@@ -1,9 +1,11 @@
 //! `wal-fetch`: delivers one archived file to PostgreSQL, or proves that there is none.
 //!
 //! 1. Read the name and find the server that asks.
-//! 2. Open the repository.
-//! 3. Fetch the file to its destination, or prove its absence.
-//! 4. Turn the end into a status that PostgreSQL reads rightly.
+//! 2. A segment for a recovering server: take it from the window of those that were fetched ahead.
+//! 3. Else open the repository.
+//! 4. Fetch the file to its destination, or prove its absence.
+//! 5. If nobody keeps a window for this server, start somebody who does.
+//! 6. Turn the end into a status that PostgreSQL reads rightly.
 //!
 //! Status 1 ends recovery or lets a standby go on; everything above 125 aborts. So 1 is said only for a proven absence, and where
 //! `wal.fetch_on_error` or a standby asks for it.
@@ -16,11 +18,13 @@ use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
 use crate::interrupt;
 use crate::local::durable::parent_of;
-use crate::pg::ArchiveFileName;
+use crate::pg::{ArchiveFileName, WalSegmentName};
 use crate::repository::{Patience, Repository};
 use crate::wal::absence::Archive;
 use crate::wal::destination::Durability;
 use crate::wal::fetch::{FetchRequest, Fetched, GapRule, fetch_file};
+use crate::wal::prefetch::client::{Delivery, WindowRequest, binding_of, start_worker, take};
+use crate::wal::prefetch::worker::{is_recovering, remove_abandoned};
 use crate::wal::server_directory::{ServerDirectory, ServerDirectoryError};
 
 /// Fetch one archived file (restore_command)
@@ -54,6 +58,15 @@ fn fetch(
             ArchiveFileName::TimelineHistory(_) => config.wal.history_deadline,
             _ => config.wal.fetch_deadline,
         };
+    let ahead = segment_of_recovery(name, args, server);
+    let window = match ahead {
+        Some(segment) => take_from_window(segment, args, config, server, deadline),
+        None => Delivery::NotThere,
+    };
+    if window == Delivery::Delivered {
+        tracing::info!("fetched {name}, which was ready");
+        return Ok(Outcome::Done);
+    }
     let keys = config.key_ring()?;
     let repository = Repository::open(&config.repository, Patience::Until(deadline))?;
     let archive = Archive {
@@ -72,6 +85,9 @@ fn fetch(
     match fetch_file(&archive, &request)? {
         Fetched::Delivered(tail) => {
             tracing::info!("fetched {name}: {} bytes from {}", tail.plaintext_length, tail.stored_length);
+            if let Some(segment) = ahead.filter(|_| window == Delivery::NoWindow && config.wal.prefetch > 0) {
+                start_worker(config, server, &parent_of(&args.destination), segment);
+            }
             Ok(Outcome::Done)
         }
         Fetched::Absent => {
@@ -85,6 +101,44 @@ fn fetch(
             Ok(Outcome::Absent)
         }
     }
+}
+
+/// The segment, if it is a server that asks for it, in recovery, and others will follow.
+fn segment_of_recovery(
+    name: ArchiveFileName,
+    args: &WalFetchArgs,
+    server: &ServerDirectory,
+) -> Option<WalSegmentName> {
+    match name {
+        ArchiveFileName::Segment(segment)
+            if is_recovering(&server.path) && server.owns_wal_directory(&parent_of(&args.destination)) =>
+        {
+            Some(segment)
+        }
+        _ => None,
+    }
+}
+
+fn take_from_window(
+    name: WalSegmentName,
+    args: &WalFetchArgs,
+    config: &Config,
+    server: &ServerDirectory,
+    deadline: Instant,
+) -> Delivery {
+    if config.wal.prefetch == 0 {
+        // What a worker left that was killed before this was switched off.
+        remove_abandoned(&parent_of(&args.destination));
+        return Delivery::NoWindow;
+    }
+    take(&WindowRequest {
+        name,
+        destination: &args.destination,
+        system: server.control.system_identifier,
+        segment_size: server.control.wal_segment_size,
+        binding: binding_of(config, server.control.system_identifier),
+        deadline,
+    })
 }
 
 fn durability(args: &WalFetchArgs, server: &ServerDirectory) -> Durability {

@@ -122,6 +122,8 @@ pub struct WalSettings {
     pub push_ahead: usize,
     /// Compressed bytes of those that may be on their way to a cloud store at once: 10 MB.
     pub push_ahead_memory: u64,
+    /// Bytes that segments fetched ahead may take on a recovering server's disk: 256 MB; 0 for none.
+    pub prefetch: u64,
 }
 
 /// `wal.fetch_on_error`.
@@ -320,6 +322,10 @@ impl Effective {
                 Some(Value::Bytes(bytes)) => *bytes,
                 _ => 10 << 20,
             },
+            prefetch: match self.value(&schema::WAL_PREFETCH) {
+                Some(Value::Bytes(bytes)) => *bytes,
+                _ => 256 << 20,
+            },
         }
     }
 
@@ -433,6 +439,7 @@ mod tests {
             allow_gap = true
             push_ahead = 7
             push_ahead_memory = "3MB"
+            prefetch = "1GB"
             [log]
             format = "json"
             level = "debug"
@@ -450,7 +457,7 @@ mod tests {
         let wal = &config.wal;
         assert_eq!([wal.push_deadline, wal.fetch_deadline, wal.history_deadline].map(seconds), [2, 3, 4]);
         assert_eq!((wal.fetch_on_error, wal.allow_gap), (FetchOnError::Abort, true));
-        assert_eq!((wal.push_ahead, wal.push_ahead_memory), (7, 3 << 20));
+        assert_eq!((wal.push_ahead, wal.push_ahead_memory, wal.prefetch), (7, 3 << 20, 1 << 30));
         assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Json, "debug"));
         let said = |row: &&ShownSetting| matches!(row.origin, Origin::File { .. });
         assert_eq!(config.table.iter().filter(said).count(), SETTINGS.len() - 2);

@@ -271,6 +271,16 @@ pub static WAL_PUSH_AHEAD_MEMORY: Setting = Setting {
     ..PLAIN
 };
 
+/// Disk space for segments that are fetched ahead.
+pub static WAL_PREFETCH: Setting = Setting {
+    key: "wal.prefetch",
+    variable: "WALHOLD_WAL_PREFETCH",
+    kind: Kind::Bytes(0, 1 << 40),
+    default: Fallback::Text("256MB"),
+    meaning: "How much the segments may take that are fetched ahead while a server recovers, in `pg_wal/.walhold`; one segment in any case. 0: none are.",
+    ..PLAIN
+};
+
 /// Text or JSON.
 pub static LOG_FORMAT: Setting = Setting {
     key: "log.format",
@@ -294,7 +304,7 @@ pub static LOG_LEVEL: Setting = Setting {
 };
 
 /// Every setting, in the order in which they are shown.
-pub static SETTINGS: [&Setting; 20] = [
+pub static SETTINGS: [&Setting; 21] = [
     &REPOSITORY_URL,
     &CLUSTER,
     &PGDATA,
@@ -313,6 +323,7 @@ pub static SETTINGS: [&Setting; 20] = [
     &WAL_ALLOW_GAP,
     &WAL_PUSH_AHEAD,
     &WAL_PUSH_AHEAD_MEMORY,
+    &WAL_PREFETCH,
     &LOG_FORMAT,
     &LOG_LEVEL,
 ];

@@ -14,6 +14,15 @@ use crate::pg::recovery::{
 /// `restore_command`: this binary by its absolute path, and all that it needs to find the repository without any environment, but no
 /// secrets. Returns what is left out and must stand in the server's environment as well.
 pub fn restore_command(binary: &Path, config: &Config) -> (String, Vec<String>) {
+    command_of_server(binary, config, "wal-fetch %f %p")
+}
+
+/// `recovery_end_command`: removes what was fetched ahead and is not needed any more.
+pub fn recovery_end_command(binary: &Path, config: &Config) -> String {
+    command_of_server(binary, config, "wal-prefetch --clear").0
+}
+
+fn command_of_server(binary: &Path, config: &Config, arguments: &str) -> (String, Vec<String>) {
     let mut words = Vec::new();
     let mut left_out = Vec::new();
     let hidden =
@@ -30,7 +39,7 @@ pub fn restore_command(binary: &Path, config: &Config) -> (String, Vec<String>) 
         let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
         words.push(format!("--config {}", command_word(&file.to_string_lossy())));
     }
-    words.push("wal-fetch %f %p".to_owned());
+    words.push(arguments.to_owned());
     (words.join(" "), left_out)
 }
 
@@ -203,6 +212,10 @@ mod tests {
         let (command, left_out) = restore_command(Path::new("/usr/local/bin/walhold"), &config);
         assert_eq!(command, r"/usr/local/bin/walhold --config '/etc/it'\''s 100%%.toml' wal-fetch %f %p");
         assert!(left_out.is_empty());
+        assert_eq!(
+            recovery_end_command(Path::new("/usr/local/bin/walhold"), &config),
+            r"/usr/local/bin/walhold --config '/etc/it'\''s 100%%.toml' wal-prefetch --clear"
+        );
         let sources = crate::config::Sources {
             flags: vec![("--repository", "file:///srv/wal hold".into()), ("--cluster", "blue".into())],
             config_flag: None,

@@ -8,7 +8,8 @@ use super::archive_view::ArchiveView;
 use super::binaries::{ServerBinaries, find_binaries};
 use super::choose::{Choice, GapPolicy, Question, choose};
 use super::configuration::{
-    AdoptedFile, READ_AHEAD, adopted_files, credential_variables, lowered_limits, own_places, restore_command,
+    AdoptedFile, READ_AHEAD, adopted_files, credential_variables, lowered_limits, own_places,
+    recovery_end_command, restore_command,
 };
 use super::error::RestoreError;
 use super::packs::{FoundPack, find_packs, read_file};
@@ -328,7 +329,7 @@ impl RestorePlan {
             action: self.request.action,
             timeline: self.choice.recovery_timeline,
             restore_command: command,
-            recovery_end_command: String::new(),
+            recovery_end_command: recovery_end_command(&binary, config),
         };
         Ok(())
     }

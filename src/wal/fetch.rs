@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::codec::decode::{DecodeError, Expected, ObjectSource, ObjectTail, decode_object};
+use crate::codec::decode::{
+    DecodeError, Expected, ObjectSource, ObjectTail, decode_object, decode_with_workers,
+};
 use crate::codec::encode::SinkError;
 use crate::error::Explain;
 use crate::exit_status::Cause;
@@ -26,6 +28,8 @@ use super::push::naming_of;
 /// Bytes read with the request that finds the object in a far store: most compressed segments of 16 MiB whole.
 const FIRST_READ: usize = 4 << 20;
 
+/// The same for what is fetched ahead: several at once share the memory.
+const AHEAD_READ: usize = 2 << 20;
 /// How often a gap is looked at while it may be filling.
 const GAP_POLL: Duration = Duration::from_secs(1);
 
@@ -76,7 +80,7 @@ pub fn fetch_file(archive: &Archive<'_>, request: &FetchRequest<'_>) -> Result<F
         if let Some((object, beginning)) = archive.repository.find_and_read(&key, naming, first_read)? {
             let beginning = Mutex::new(Beginning { offset: 0, bytes: beginning });
             let source = BegunObject { repository: archive.repository, object: &object, beginning };
-            return deliver(archive, request, &key, &source).map(Fetched::Delivered);
+            return deliver(archive, request, &key, &source, Crew::Full).map(Fetched::Delivered);
         }
         let Miss::Gap { later } = explain_miss(archive, request.name)? else { return Ok(Fetched::Absent) };
         let GapRule::WaitUntil(deadline) = request.gap else { return Ok(Fetched::AllowedGap { later }) };
@@ -98,23 +102,53 @@ pub fn fetch_file(archive: &Archive<'_>, request: &FetchRequest<'_>) -> Result<F
     }
 }
 
+/// Fetches a segment ahead of its time, synced, with few threads and little memory. `None` proves nothing: whoever asks for the segment finds out.
+pub fn fetch_if_stored(
+    archive: &Archive<'_>,
+    name: WalSegmentName,
+    destination: &Path,
+) -> Result<Option<ObjectTail>, FetchError> {
+    let name = ArchiveFileName::Segment(name);
+    let key = keys::wal(archive.cluster, archive.system, name);
+    let found = archive.repository.find_and_read(&key, naming_of(name), AHEAD_READ)?;
+    let Some((object, beginning)) = found else { return Ok(None) };
+    let beginning = Mutex::new(Beginning { offset: 0, bytes: beginning });
+    let source = BegunObject { repository: archive.repository, object: &object, beginning };
+    let request = FetchRequest { name, destination, durability: Durability::Synced, gap: GapRule::EndOfWal };
+    deliver(archive, &request, &key, &source, Crew::Small).map(Some)
+}
+
+/// Threads that decode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Crew {
+    /// One per core: PostgreSQL waits.
+    Full,
+    /// One: nobody waits yet, and others fetch beside it.
+    Small,
+}
+
 /// Decodes into an invisible file, checks everything, and only then gives it its name.
 fn deliver(
     archive: &Archive<'_>,
     request: &FetchRequest<'_>,
     key: &ObjectKey,
     source: &dyn ObjectSource,
+    crew: Crew,
 ) -> Result<ObjectTail, FetchError> {
     let facts = expected_facts(archive, request.name);
     let mut destination = Destination::create(request.destination)?;
     let mut first_page: Vec<u8> = Vec::with_capacity(FIRST_PAGE_BYTES);
     let expected = Expected { facts: &facts, key };
-    let tail = decode_object(source, &expected, archive.keys, &mut |bytes| {
+    let mut take = |bytes: &[u8]| {
         stop_if_asked()?;
         let missing = FIRST_PAGE_BYTES.saturating_sub(first_page.len());
         first_page.extend_from_slice(bytes.get(..missing.min(bytes.len())).unwrap_or_default());
         destination.write(bytes).map_err(|error| Box::new(error) as SinkError)
-    })?;
+    };
+    let tail = match crew {
+        Crew::Full => decode_object(source, &expected, archive.keys, &mut take),
+        Crew::Small => decode_with_workers(source, &expected, archive.keys, 1, &mut take),
+    }?;
     // A segment of another place that was pushed by something else, or under a key made by hand.
     if let ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment) = request.name {
         check_first_page(segment, &first_page, tail.plaintext_length, Some(archive.system))

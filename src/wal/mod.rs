@@ -11,6 +11,7 @@ pub mod fetch;
 pub mod first_page;
 pub mod identity;
 pub mod interruption;
+pub mod prefetch;
 pub mod push;
 pub mod push_ahead;
 pub mod push_notes;
