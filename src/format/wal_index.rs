@@ -1,7 +1,7 @@
 //! The WAL index: what a segment holds, in its object's index area, so that nobody has to download WAL to know.
 //!
 //! Written at push in the one pass that also checks records. Tagged sections: a reader skips the ones it does not know, so
-//! that later versions (changed blocks, drops) add sections without a new format.
+//! that later versions add sections without a new format, as changed blocks and files were added.
 //!
 //! An index describes its segment alone. A record that spans segments is in neither index; [`IndexChain`] is fed the
 //! indexes of consecutive segments and puts it back, in the segment where it begins.
@@ -16,16 +16,23 @@
 use serde::Serialize;
 
 use crate::pg::recovery::TargetInclusion;
-use crate::pg::wal_event::Event;
 pub use crate::pg::wal_event::{CheckpointKind, Outcome};
+use crate::pg::wal_event::{Event, decode_event, is_of_interest};
+use crate::pg::wal_record::{RecordHeader, decode_record, visit_blocks};
+use crate::pg::wal_storage::{changes_storage, decode_storage_change};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
 
+mod block_changes;
+mod block_set;
 mod chain;
 mod encoding;
+mod file_events;
 mod xid_set;
 
+pub use block_changes::{BlockChanges, ForkChanges, fork_name};
 pub use chain::{IndexChain, SegmentFacts, SpanningRecord};
 pub use encoding::ParseWalIndexError;
+pub use file_events::{DatabaseRemoval, FileEvents, Removal, TablespaceEvent, TablespaceEventKind};
 pub use xid_set::XidSet;
 
 /// What one segment holds.
@@ -75,6 +82,12 @@ pub struct WalIndex {
     pub head: Fragment,
     /// The beginning of a record that goes on in the next segment, likewise.
     pub tail: Fragment,
+    /// Blocks that records changed that begin here and are complete here; [`IndexChain`] adds the one that spans segments.
+    /// `None`: this index says nothing about blocks. It is older than them, or the segment is damaged, or a record was
+    /// not understood.
+    pub blocks: Option<BlockChanges>,
+    /// Relations, databases and tablespaces that came and went, likewise; `None` in an index older than them.
+    pub files: Option<FileEvents>,
 }
 
 /// The most bytes of a spanning record that an index keeps on either side.
@@ -239,7 +252,81 @@ impl WalIndex {
         }
     }
 
+    /// Takes in a record from its bytes, which may be only its beginning: what it means, what it does to files, which
+    /// blocks it changes. Records must come in LSN order. Gives back what it means.
+    ///
+    /// The record's CRC fits, so the server meant it: what is not understood has a layout that is not known, or is too long to have been
+    /// kept.
+    pub(crate) fn add_record(
+        &mut self,
+        lsn: Lsn,
+        end: Lsn,
+        bytes: &[u8],
+    ) -> Result<Option<Event>, RecordNotUnderstood> {
+        let header = RecordHeader::read(bytes).ok_or(RecordNotUnderstood)?;
+        let event = if is_of_interest(&header) || changes_storage(&header) {
+            self.add_meaning(lsn, end, bytes)
+        } else {
+            Ok(None)
+        };
+        let major = self.major();
+        if let Some(blocks) = &mut self.blocks
+            && visit_blocks(bytes, major, |block| blocks.add_block(block)).is_err()
+        {
+            self.blocks = None;
+        }
+        event
+    }
+
+    fn add_meaning(
+        &mut self,
+        lsn: Lsn,
+        end: Lsn,
+        bytes: &[u8],
+    ) -> Result<Option<Event>, RecordNotUnderstood> {
+        let major = self.major();
+        let Ok(record) = decode_record(bytes, major) else {
+            let problem = self.not_understood();
+            // What files it touches is not known; what it means for recovery is: nothing.
+            let of_interest = RecordHeader::read(bytes).is_none_or(|header| is_of_interest(&header));
+            return if of_interest { Err(problem) } else { Ok(None) };
+        };
+        let event = decode_event(&record, major);
+        if let Ok(Some(event)) = &event {
+            self.add_event(lsn, end, event.clone());
+        }
+        let ended = match &event {
+            Ok(Some(Event::TransactionEnd { xid, time, outcome })) => {
+                Some(TransactionEnd { lsn, end, xid: *xid, time: *time, outcome: *outcome })
+            }
+            _ => None,
+        };
+        match decode_storage_change(&record, major) {
+            Ok(changes) => {
+                for change in changes {
+                    self.blocks.iter_mut().for_each(|blocks| blocks.add_storage_change(&change));
+                    let files = self.files.get_or_insert_default();
+                    self.abridged |= !files.add(lsn, record.header.xid, ended.as_ref(), change);
+                }
+            }
+            Err(_) => {
+                self.not_understood();
+            }
+        }
+        event.map_err(|_| self.not_understood())
+    }
+
+    /// Something in this segment is not known.
+    fn not_understood(&mut self) -> RecordNotUnderstood {
+        self.abridged = true;
+        self.blocks = None;
+        RecordNotUnderstood
+    }
+
     fn add_transaction_end(&mut self, end: TransactionEnd) {
+        if let Some(files) = &mut self.files {
+            files.note_end(&end);
+        }
         self.transactions.get_or_insert_with(|| TransactionSpan::of(end)).add(end);
         let set = match end.outcome {
             Outcome::Committed => &mut self.committed,
@@ -259,6 +346,10 @@ impl WalIndex {
         Some(self.postgresql_major).filter(|major| *major != 0)
     }
 }
+
+/// A record of interest whose meaning could not be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RecordNotUnderstood;
 
 /// False if the list is full.
 fn push_limited<T>(list: &mut Vec<T>, item: T) -> bool {

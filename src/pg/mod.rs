@@ -16,6 +16,7 @@ pub mod wal_event;
 pub mod wal_page;
 pub mod wal_record;
 pub mod wal_segment;
+pub mod wal_storage;
 
 pub use lsn::Lsn;
 pub use system_identifier::SystemIdentifier;

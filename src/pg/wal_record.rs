@@ -4,6 +4,8 @@
 //! main data of the two resource managers means that matter here is in [`super::wal_event`]. Checks follow
 //! `src/backend/access/transam/xlogreader.c` (`ValidXLogRecordHeader`, `ValidXLogRecord`, `DecodeXLogRecord`).
 
+use serde::Serialize;
+
 use super::Lsn;
 use super::wal_page::{read_u16, read_u32, read_u64};
 
@@ -20,6 +22,16 @@ pub const RECORD_LENGTH_LIMIT: u32 = 1 << 30;
 pub const RMGR_XLOG: u8 = 0;
 /// `RM_XACT_ID`: ends of transactions.
 pub const RMGR_TRANSACTION: u8 = 1;
+/// `RM_SMGR_ID`: relation files that are created and truncated.
+pub const RMGR_STORAGE: u8 = 2;
+/// `RM_DBASE_ID`: databases' directories.
+pub const RMGR_DATABASE: u8 = 4;
+/// `RM_TBLSPC_ID`: tablespaces' directories.
+pub const RMGR_TABLESPACE: u8 = 5;
+
+/// The most bytes at a record's beginning that block headers can take up: the fixed header, 33 blocks of at most 27 bytes, a
+/// replication origin, a top-level transaction and the main data's header.
+pub const BLOCK_HEADERS_LIMIT: usize = 1024;
 
 /// The last of PostgreSQL's own resource managers (`RM_LOGICALMSG_ID`, 13 to 18).
 const RMGR_LAST_BUILTIN: u8 = 21;
@@ -75,7 +87,7 @@ pub fn record_crc(header: &[u8], body_crc: u32) -> Option<u32> {
 }
 
 /// A relation's files (`RelFileLocator`, `RelFileNode` before 16).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 pub struct RelFileLocator {
     /// The tablespace's oid.
     pub tablespace: u32,
@@ -86,8 +98,19 @@ pub struct RelFileLocator {
 }
 
 /// One of a relation's files (`ForkNumber`): 0 main, 1 free space map, 2 visibility map, 3 init.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 pub struct ForkNumber(pub u8);
+
+impl ForkNumber {
+    /// The rows themselves.
+    pub const MAIN: ForkNumber = ForkNumber(0);
+    /// Not fully logged: never trusted to WAL.
+    pub const FREE_SPACE_MAP: ForkNumber = ForkNumber(1);
+    /// Which pages are all visible or all frozen.
+    pub const VISIBILITY_MAP: ForkNumber = ForkNumber(2);
+    /// What an unlogged relation is reset to.
+    pub const INIT: ForkNumber = ForkNumber(3);
+}
 
 /// A block that a record changes (`XLogRecordBlockHeader`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -153,7 +176,6 @@ pub fn decode_record(record: &[u8], major: Option<u32>) -> Result<DecodedRecord<
     let total = usize::try_from(header.total_length).map_err(|_| TOO_SHORT)?;
     let mut cursor =
         Cursor { rest: record.get(RECORD_HEADER_SIZE..total.min(record.len())).ok_or(TOO_SHORT)? };
-    let mut remaining = total.checked_sub(RECORD_HEADER_SIZE).ok_or(TOO_SHORT)?;
     let mut decoded = DecodedRecord {
         header,
         blocks: Vec::new(),
@@ -162,30 +184,13 @@ pub fn decode_record(record: &[u8], major: Option<u32>) -> Result<DecodedRecord<
         main_data: &[],
         main_data_length: 0,
     };
-    // Sizes of data announced by the headers so far: headers go on until only announced data remains.
-    let mut announced = 0usize;
-    while remaining > announced {
-        let before = cursor.rest.len();
-        let id = cursor.u8()?;
-        match id {
-            255 => decoded.main_data_length = u32::from(cursor.u8()?),
-            254 => decoded.main_data_length = cursor.u32()?,
-            253 => decoded.origin = cursor.u16()?,
-            252 => decoded.top_level_xid = Some(cursor.u32()?),
-            0..=32 => {
-                let block = cursor.block(id, decoded.blocks.last(), major)?;
-                let image = block.image.map_or(0, |image| usize::from(image.length));
-                announced += usize::from(block.data_length) + image;
-                decoded.blocks.push(block);
-            }
-            _ => return Err(DecodeRecordError("unknown block id")),
-        }
-        remaining = remaining.checked_sub(before - cursor.rest.len()).ok_or(TOO_SHORT)?;
-        // The main data's header is always the last one.
-        if id >= 254 {
-            break;
-        }
-    }
+    let remaining = total.checked_sub(RECORD_HEADER_SIZE).ok_or(TOO_SHORT)?;
+    let blocks = &mut decoded.blocks;
+    let rest = cursor.headers(remaining, major, |block| blocks.push(*block))?;
+    let announced = rest.block_data;
+    let remaining = rest.remaining;
+    (decoded.origin, decoded.top_level_xid) = (rest.origin, rest.top_level_xid);
+    decoded.main_data_length = rest.main_data_length;
     let main_length = usize::try_from(decoded.main_data_length).map_err(|_| TOO_SHORT)?;
     if announced.checked_add(main_length) != Some(remaining) {
         return Err(DecodeRecordError("lengths in the record do not add up"));
@@ -194,12 +199,81 @@ pub fn decode_record(record: &[u8], major: Option<u32>) -> Result<DecodedRecord<
     Ok(decoded)
 }
 
+/// Calls `visit` with every block that the record changes, by rising id: what [`decode_record`] finds, without keeping
+/// anything. Like there, `record` may be only the record's beginning.
+pub fn visit_blocks(
+    record: &[u8],
+    major: Option<u32>,
+    visit: impl FnMut(&BlockReference),
+) -> Result<(), DecodeRecordError> {
+    let total = usize::try_from(read_u32(record, 0).ok_or(TOO_SHORT)?).map_err(|_| TOO_SHORT)?;
+    let mut cursor =
+        Cursor { rest: record.get(RECORD_HEADER_SIZE..total.min(record.len())).ok_or(TOO_SHORT)? };
+    let remaining = total.checked_sub(RECORD_HEADER_SIZE).ok_or(TOO_SHORT)?;
+    let found = cursor.headers(remaining, major, visit)?;
+    let main_length = usize::try_from(found.main_data_length).map_err(|_| TOO_SHORT)?;
+    if found.block_data.checked_add(main_length) != Some(found.remaining) {
+        return Err(DecodeRecordError("lengths in the record do not add up"));
+    }
+    Ok(())
+}
+
 /// Reads the unaligned headers one after another.
 struct Cursor<'a> {
     rest: &'a [u8],
 }
 
+/// What a record's headers say besides its blocks.
+#[derive(Default)]
+struct Headers {
+    origin: u16,
+    top_level_xid: Option<u32>,
+    main_data_length: u32,
+    /// Bytes of images and block data.
+    block_data: usize,
+    /// Bytes of the record behind the headers.
+    remaining: usize,
+}
+
 impl Cursor<'_> {
+    /// Reads all headers of a record that has `remaining` bytes from here on.
+    #[inline]
+    fn headers(
+        &mut self,
+        mut remaining: usize,
+        major: Option<u32>,
+        mut visit: impl FnMut(&BlockReference),
+    ) -> Result<Headers, DecodeRecordError> {
+        let mut found = Headers::default();
+        let mut last: Option<BlockReference> = None;
+        // Sizes of data announced by the headers so far: headers go on until only announced data remains.
+        while remaining > found.block_data {
+            let before = self.rest.len();
+            let id = self.u8()?;
+            match id {
+                255 => found.main_data_length = u32::from(self.u8()?),
+                254 => found.main_data_length = self.u32()?,
+                253 => found.origin = self.u16()?,
+                252 => found.top_level_xid = Some(self.u32()?),
+                0..=32 => {
+                    let block = self.block(id, last.as_ref(), major)?;
+                    let image = block.image.map_or(0, |image| usize::from(image.length));
+                    found.block_data += usize::from(block.data_length) + image;
+                    visit(&block);
+                    last = Some(block);
+                }
+                _ => return Err(DecodeRecordError("unknown block id")),
+            }
+            remaining = remaining.checked_sub(before - self.rest.len()).ok_or(TOO_SHORT)?;
+            // The main data's header is always the last one.
+            if id >= 254 {
+                break;
+            }
+        }
+        found.remaining = remaining;
+        Ok(found)
+    }
+
     fn skip(&mut self, bytes: usize) -> Result<(), DecodeRecordError> {
         self.rest = self.rest.get(bytes..).ok_or(TOO_SHORT)?;
         Ok(())

@@ -4,12 +4,15 @@
 //! more than about a megabyte: a segment that cannot be understood gets a verdict that says so, and is archived all the
 //! same. Follows `src/backend/access/transam/xlogreader.c`.
 
-use crate::format::wal_index::{FRAGMENT_LIMIT, Fragment, RecordVerdict, TransactionEnd, WalIndex};
-use crate::pg::wal_event::{Event, decode_event, is_of_interest};
+use crate::format::wal_index::{
+    BlockChanges, FRAGMENT_LIMIT, FileEvents, Fragment, RecordVerdict, TransactionEnd, WalIndex,
+};
+use crate::pg::wal_event::{Event, is_of_interest};
 use crate::pg::wal_page::{LongPageHeader, PageHeader, WAL_PAGE_SIZE, read_u32};
 use crate::pg::wal_record::{
-    RECORD_HEADER_SIZE, RECORD_LENGTH_LIMIT, RMGR_XLOG, RecordHeader, decode_record, record_crc,
+    BLOCK_HEADERS_LIMIT, RECORD_HEADER_SIZE, RECORD_LENGTH_LIMIT, RMGR_XLOG, RecordHeader, record_crc,
 };
+use crate::pg::wal_storage::changes_storage;
 use crate::pg::{Lsn, WalSegmentName};
 
 /// The most bytes of a record that are gathered to understand it. Commits that drop thousands of tables are this long.
@@ -71,7 +74,7 @@ struct OpenRecord {
     length: u32,
     /// CRC-32C of everything behind the record's header, or of everything if it is a head.
     crc: u32,
-    /// The first bytes: all up to a limit if the record is of interest, else only its header.
+    /// The first bytes: all up to a limit if the record is of interest, else those that tell its blocks.
     bytes: Vec<u8>,
     keep: usize,
 }
@@ -104,6 +107,9 @@ impl SegmentScanner {
                 start,
                 end: start.plus(header.segment_size.bytes()),
                 valid_until: start,
+                // Layouts of a version that is not known cannot be trusted with what must not be missed.
+                blocks: header.postgresql_major().map(|_| BlockChanges::default()),
+                files: Some(FileEvents::default()),
                 ..WalIndex::default()
             },
             ends: None,
@@ -342,27 +348,17 @@ impl SegmentScanner {
         self.note_beginning(lsn, Some(header.previous));
         self.index.record_count += 1;
         self.previous = Some(lsn);
-        if is_of_interest(&header) {
-            self.read_event(lsn, end, bytes);
-        }
-        Ok(())
-    }
-
-    fn read_event(&mut self, lsn: Lsn, end: Lsn, bytes: &[u8]) {
-        let event = decode_record(bytes, self.major).map(|record| decode_event(&record, self.major));
-        match event {
-            Ok(Ok(Some(Event::Switch))) => self.state = State::Switched,
-            Ok(Ok(Some(event))) => {
-                if let (Some(ends), &Event::TransactionEnd { xid, time, outcome }) = (&mut self.ends, &event)
-                {
+        match self.index.add_record(lsn, end, bytes) {
+            Ok(Some(Event::Switch)) => self.state = State::Switched,
+            Ok(Some(Event::TransactionEnd { xid, time, outcome })) => {
+                if let Some(ends) = &mut self.ends {
                     ends.push(TransactionEnd { lsn, end, xid, time, outcome });
                 }
-                self.index.add_event(lsn, end, event);
             }
-            Ok(Ok(None)) => {}
-            // The CRC fits, so the server meant it: a layout that is not known, or a record too long to gather.
-            Ok(Err(_)) | Err(_) => self.index.abridged = true,
+            // What is not understood is marked in the index.
+            Ok(_) | Err(_) => {}
         }
+        Ok(())
     }
 
     fn note_beginning(&mut self, lsn: Lsn, previous: Option<Lsn>) {
@@ -406,6 +402,7 @@ impl SegmentScanner {
         };
         if self.completeness == Completeness::Complete {
             self.index.verdict = RecordVerdict::Damaged { at, problem };
+            self.index.blocks = None;
         }
     }
 }
@@ -429,8 +426,9 @@ impl OpenRecord {
         if header_missing > 0
             && let Some(header) = RecordHeader::read(&self.bytes)
             && !is_of_interest(&header)
+            && !changes_storage(&header)
         {
-            self.keep = RECORD_HEADER_SIZE;
+            self.keep = BLOCK_HEADERS_LIMIT;
         }
         self.crc = crc32c::crc32c_append(self.crc, body);
         self.gather(body);

@@ -5,9 +5,8 @@
 
 use super::{Fragment, RecordVerdict, WalIndex};
 use crate::pg::Lsn;
-use crate::pg::wal_event::decode_event;
 use crate::pg::wal_page::{LONG_HEADER_SIZE, SHORT_HEADER_SIZE, WAL_PAGE_SIZE};
-use crate::pg::wal_record::{RECORD_HEADER_SIZE, RecordHeader, decode_record, record_crc};
+use crate::pg::wal_record::{RECORD_HEADER_SIZE, RecordHeader, record_crc};
 
 /// One segment with everything that begins in it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -147,21 +146,9 @@ impl IndexChain {
             let problem = format!("the record at {} has a wrong CRC", open.record);
             return (SpanningRecord::Unfinished, Some(problem));
         }
-        let major = origin.major();
-        let event = decode_record(&open.bytes, major).map(|record| decode_event(&record, major));
-        match event {
-            Ok(Ok(event)) => {
-                if let Some(event) = event {
-                    origin.add_event(open.record, end, event);
-                }
-                (SpanningRecord::Complete { end }, None)
-            }
-            // Of a record of no interest only the header was kept.
-            _ if !open.is_of_interest() => (SpanningRecord::Complete { end }, None),
-            _ => {
-                origin.abridged = true;
-                (SpanningRecord::TooLong { end }, None)
-            }
+        match origin.add_record(open.record, end, &open.bytes) {
+            Ok(_) => (SpanningRecord::Complete { end }, None),
+            Err(_) => (SpanningRecord::TooLong { end }, None),
         }
     }
 }
@@ -199,10 +186,6 @@ impl OpenRecord {
         let stored = RecordHeader::read(header).map(|header| header.crc);
         record_crc(header, body_crc) == stored
     }
-
-    fn is_of_interest(&self) -> bool {
-        RecordHeader::read(&self.bytes).is_none_or(|header| crate::pg::wal_event::is_of_interest(&header))
-    }
 }
 
 /// The CRC of bytes with CRC `first` followed by `length` bytes with CRC `second`.
@@ -225,10 +208,15 @@ fn break_between(last: &WalIndex, next: &WalIndex) -> Option<String> {
 
 /// The first record that begins in the next segment must name the last one before it.
 fn wrong_link(last_record: Option<Lsn>, next: &WalIndex) -> Option<String> {
-    let (expected, found) = (last_record?, next.previous_record?);
-    (expected != found).then(|| {
-        format!("the next segment follows a record at {found}, but the last record here is at {expected}")
-    })
+    let (expected, _) = (last_record?, next.first_record?);
+    match next.previous_record {
+        Some(found) if found == expected => None,
+        Some(found) => Some(format!(
+            "the next segment follows a record at {found}, but the last record here is at {expected}"
+        )),
+        // As after pg_resetwal: the first record of a new life names none.
+        None => Some(format!("the next segment begins a new WAL, but the last record here is at {expected}")),
+    }
 }
 
 /// Where a record ends whose last `length` bytes are a segment's first, as `XLogReadRecord` counts it: page headers

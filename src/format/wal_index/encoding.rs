@@ -21,6 +21,10 @@ const HEAD: u16 = 9;
 const TAIL: u16 = 10;
 const ABANDONED: u16 = 11;
 const ABRIDGED: u16 = 12;
+const BLOCKS: u16 = 13;
+const FILE_EVENTS: u16 = 14;
+
+mod changes;
 
 /// The longest text: what is wrong with a record, a restore point's name (63 bytes, replaced bytes count three).
 const TEXT_LIMIT: usize = 1024;
@@ -86,6 +90,17 @@ impl WalIndex {
         if self.abridged {
             out.section(ABRIDGED, |_| {});
         }
+        if let Some(blocks) = &self.blocks {
+            let before = out.bytes.len();
+            out.section(BLOCKS, |out| out.blocks(blocks));
+            // Without the section, an index says nothing about blocks: readers then look elsewhere.
+            if out.bytes.len() - before > changes::BLOCKS_LIMIT {
+                out.bytes.truncate(before);
+            }
+        }
+        if let Some(events) = &self.files {
+            out.section(FILE_EVENTS, |out| out.file_events(events));
+        }
         out.bytes
     }
 
@@ -98,7 +113,7 @@ impl WalIndex {
             let tag = u16::from_le_bytes(sections.array()?);
             let length = u32::from_le_bytes(sections.array()?);
             let payload = sections.take(u64::from(length))?;
-            let known = 1u32.checked_shl(u32::from(tag)).filter(|_| (SPAN..=ABRIDGED).contains(&tag));
+            let known = 1u32.checked_shl(u32::from(tag)).filter(|_| (SPAN..=FILE_EVENTS).contains(&tag));
             let Some(bit) = known else { continue };
             let mut section = Reader { rest: payload, section: tag };
             if seen & bit != 0 {
@@ -256,6 +271,8 @@ impl<'a> Reader<'a> {
             TAIL => index.tail = self.fragment()?,
             ABANDONED => index.abandoned = Some(self.lsn()?),
             ABRIDGED => index.abridged = true,
+            BLOCKS => index.blocks = Some(self.blocks()?),
+            FILE_EVENTS => index.files = Some(self.file_events()?),
             _ => {}
         }
         Ok(())
@@ -326,11 +343,17 @@ impl<'a> Reader<'a> {
         limit: usize,
         read: impl Fn(&mut Reader<'a>) -> Result<T, ParseWalIndexError>,
     ) -> Result<Vec<T>, ParseWalIndexError> {
+        let count = self.count(item_bytes, limit)?;
+        (0..count).map(|_| read(self)).collect()
+    }
+
+    /// How many items of at least `item_bytes` follow.
+    fn count(&mut self, item_bytes: usize, limit: usize) -> Result<usize, ParseWalIndexError> {
         let count = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
         if count > limit || count > self.rest.len() / item_bytes {
             return Err(self.error("too many items"));
         }
-        (0..count).map(|_| read(self)).collect()
+        Ok(count)
     }
 
     fn xids(&mut self) -> Result<XidSet, ParseWalIndexError> {
@@ -407,151 +430,4 @@ impl<'a> Reader<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// One of everything.
-    fn full() -> WalIndex {
-        let end = |lsn, xid, outcome| TransactionEnd {
-            lsn: Lsn::new(lsn),
-            end: Lsn::new(lsn + 40),
-            xid,
-            time: PgTimestamp::new(-3),
-            outcome,
-        };
-        let last = end(0x500, 701, Outcome::Aborted);
-        let first = end(0x400, 700, Outcome::Committed);
-        WalIndex {
-            postgresql_major: 15,
-            start: Lsn::new(0x10_0000),
-            end: Lsn::new(0x20_0000),
-            first_record: Some(Lsn::new(0x10_0028)),
-            previous_record: Some(Lsn::new(0xF_FF00)),
-            last_record: Some(Lsn::new(0x1F_FF00)),
-            valid_until: Lsn::new(0x20_0000),
-            verdict: RecordVerdict::Damaged { at: Lsn::new(0x300), problem: "torn".to_owned() },
-            record_count: 300,
-            transactions: Some(TransactionSpan {
-                count: 2,
-                least_time: PgTimestamp::new(i64::MIN),
-                greatest_time: PgTimestamp::new(i64::MAX),
-                first,
-                last,
-                last_commit: Some(first),
-            }),
-            committed: XidSet::from_ids(vec![700, 702, 703, u32::MAX]),
-            aborted: XidSet::from_ids(vec![0, 701]),
-            restore_points: vec![RestorePoint {
-                lsn: Lsn::new(1),
-                end: Lsn::new(105),
-                time: PgTimestamp::new(9),
-                name: "Grüße".to_owned(),
-            }],
-            checkpoints: vec![CheckpointRecord {
-                lsn: Lsn::new(0x600),
-                redo: Lsn::new(0x5C0),
-                kind: CheckpointKind::EndOfRecovery,
-                timeline: TimelineId::new(3).unwrap(),
-                previous_timeline: TimelineId::new(2).unwrap(),
-                time: PgTimestamp::new(1_000_000),
-            }],
-            wal_levels: vec![(Lsn::new(0x700), 2)],
-            abandoned: Some(Lsn::new(0xF_F000)),
-            abridged: true,
-            head: Fragment {
-                record: Lsn::INVALID,
-                total_length: 9,
-                length: 9,
-                crc: 0x0403_0201,
-                bytes: vec![7; 9],
-            },
-            tail: Fragment {
-                record: Lsn::new(0x1F_FF00),
-                total_length: 5000,
-                length: 256,
-                crc: 1,
-                bytes: vec![5; 24],
-            },
-        }
-    }
-
-    /// The bytes of version 1, for good: later versions must read them.
-    const FULL: &str = "\
-        0100 17000000 0f8080408080800180808001a8804080fe3f80fe7fac02 \
-        0200 07000000 800604746f726e \
-        0300 2e000000 02ffffffffffffffffff01feffffffffffffffff018008a808bc050500800aa80abd050501018008a808bc050500 \
-        0400 0d000000 03bc0500be0501ffffffff0f00 \
-        0500 06000000 020000bd0500 \
-        0600 0c000000 01016912074772c3bcc39f65 \
-        0700 0b000000 01800cc00b02030280897a \
-        0800 04000000 01800e02 \
-        0900 11000000 0009090102030409070707070707070707 \
-        0a00 24000000 80fe7f882780020100000018050505050505050505050505050505050505050505050505 \
-        0b00 03000000 80e03f \
-        0c00 00000000";
-
-    #[test]
-    fn goes_both_ways() {
-        let index = full();
-        assert_eq!(WalIndex::decode(&index.encode()), Ok(index));
-        let empty = WalIndex::default();
-        assert_eq!(empty.encode().len(), 6 + 8);
-        assert_eq!(WalIndex::decode(&empty.encode()), Ok(empty));
-    }
-
-    #[test]
-    fn the_bytes_are_these() {
-        let hex: String = full().encode().iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, FULL.split_whitespace().collect::<String>());
-    }
-
-    #[test]
-    fn every_truncation_is_refused_or_lacks_sections() {
-        let bytes = full().encode();
-        for length in 0..bytes.len() {
-            if let Ok(index) = WalIndex::decode(&bytes[..length]) {
-                assert_ne!(index, full(), "{length}");
-            }
-        }
-    }
-
-    #[test]
-    fn unknown_sections_are_passed_over() {
-        let mut bytes = vec![0x34, 0x12, 3, 0, 0, 0, 1, 2, 3];
-        bytes.extend(full().encode());
-        bytes.extend([13, 0, 0, 0, 0, 0]);
-        assert_eq!(WalIndex::decode(&bytes), Ok(full()));
-    }
-
-    #[test]
-    fn refuses_what_no_writer_writes() {
-        let refused = |section: &[u8]| {
-            let bytes = [WalIndex::default().encode().as_slice(), section].concat();
-            WalIndex::decode(&bytes).unwrap_err().to_string()
-        };
-        let message = |problem: &str| format!("WAL index cannot be read: {problem}");
-        assert_eq!(WalIndex::decode(&[]).unwrap_err().to_string(), message("no section 1 in section 0"));
-        assert_eq!(refused(&[1]), message("too few bytes in section 0"));
-        assert_eq!(refused(&[12, 0, 1, 0, 0, 0]), message("fewer bytes than announced in section 0"));
-        assert_eq!(refused(&[12, 0, 1, 0, 0, 0, 0]), message("bytes left over in section 12"));
-        assert_eq!(refused(&[12, 0, 0, 0, 0, 0, 12, 0, 0, 0, 0, 0]), message("a second one in section 12"));
-        // A list that claims far more items than there are bytes.
-        assert_eq!(
-            refused(&[4, 0, 5, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F]),
-            message("too many items in section 4")
-        );
-        assert_eq!(refused(&[4, 0, 5, 0, 0, 0, 2, 5, 0, 5, 0]), message("ids out of order in section 4"));
-        assert_eq!(
-            refused(&[11, 0, 10, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2]),
-            message("a number above 64 bits in section 11")
-        );
-        assert_eq!(
-            refused(&[10, 0, 9, 0, 0, 0, 1, 1, 2, 0, 0, 0, 0, 1, 7]),
-            message("impossible lengths in section 10")
-        );
-        assert_eq!(
-            refused(&[2, 0, 3, 0, 0, 0, 1, 1, 0xFF]),
-            message("a text that is not UTF-8 in section 2")
-        );
-    }
-}
+mod tests;
