@@ -29,7 +29,7 @@ mod encoding;
 mod file_events;
 mod xid_set;
 
-pub use block_changes::{BlockChanges, ForkChanges, fork_name};
+pub use block_changes::{BlockChanges, ForkChanges, NamedFork, fork_name};
 pub use chain::{IndexChain, SegmentFacts, SpanningRecord};
 pub use encoding::ParseWalIndexError;
 pub use file_events::{DatabaseRemoval, FileEvents, Removal, TablespaceEvent, TablespaceEventKind};

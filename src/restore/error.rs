@@ -7,6 +7,7 @@ use crate::codec::decode::DecodeError;
 use crate::error::{Explain, Failure, system_words};
 use crate::exit_status::Cause;
 use crate::repository::RepositoryError;
+use crate::wal::stored_segments::StoredSegmentsError;
 
 /// A failed or refused restore.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +88,15 @@ impl RestoreError {
         let full =
             matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
         RestoreError::Local { verb, path: path.to_owned(), problem: system_words(error), full }
+    }
+}
+
+impl From<StoredSegmentsError> for RestoreError {
+    fn from(error: StoredSegmentsError) -> RestoreError {
+        match error {
+            StoredSegmentsError::Repository(error) => error.into(),
+            StoredSegmentsError::Decode(error) => error.into(),
+        }
     }
 }
 

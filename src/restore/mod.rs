@@ -4,7 +4,6 @@
 //! cannot work is refused by the plan, which only reads; a restore that fails removes what it made; until the last step the directory
 //! cannot be started, because `global/pg_control` is not there.
 
-pub mod archive_view;
 pub mod binaries;
 pub mod choose;
 pub mod configuration;
@@ -25,7 +24,6 @@ mod synthetic;
 pub mod target;
 pub mod target_files;
 pub mod time_text;
-pub mod wal_path;
 pub mod watch;
 
 use std::ffi::OsStr;
@@ -41,6 +39,7 @@ use crate::local::kill_point::kill_point;
 use crate::progress::Progress;
 use crate::repository::Repository;
 
+pub use crate::wal::{archive_view, wal_path};
 pub use error::RestoreError;
 pub use plan::{RestorePlan, RestoreRequest, StartRequest, make_plan};
 

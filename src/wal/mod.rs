@@ -6,6 +6,8 @@
 
 pub mod absence;
 pub mod archive_file;
+pub mod archive_view;
+pub mod changes;
 pub mod destination;
 pub mod fetch;
 pub mod first_page;
@@ -19,3 +21,5 @@ pub mod ready;
 pub mod scan;
 pub mod server_directory;
 pub mod show;
+pub mod stored_segments;
+pub mod wal_path;

@@ -53,6 +53,19 @@ impl Fork {
     }
 }
 
+/// A fork that changed, as listings show it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamedFork {
+    /// The relation; number 0 is a whole database.
+    pub relation: RelFileLocator,
+    /// Its fork.
+    pub fork: ForkNumber,
+    /// From where on everything is new.
+    pub limit: Option<u32>,
+    /// Runs of changed blocks, both ends included.
+    pub runs: Vec<(u32, u32)>,
+}
+
 /// The changes of a stretch of WAL.
 #[derive(Clone, Debug, Default)]
 pub struct BlockChanges {
@@ -202,7 +215,7 @@ impl BlockChanges {
 
     /// Every fork that is named, in order of tablespace, database, relation and fork: its limit and its runs of changed blocks. A
     /// removed relation appears once for each of its forks but the free space map; number 0 is a whole database.
-    pub fn forks(&self) -> Vec<(RelFileLocator, ForkNumber, Option<u32>, Vec<(u32, u32)>)> {
+    pub fn forks(&self) -> Vec<NamedFork> {
         let mut keys: Vec<ForkKey> = Vec::with_capacity(self.forks.len());
         for ForkKey { relation, fork } in self.forks.iter().map(|fork| fork.key) {
             match fork {
@@ -218,7 +231,7 @@ impl BlockChanges {
         let one = |key: ForkKey| {
             let changes = self.of_named(key);
             let runs = changes.blocks.map(|blocks| blocks.runs().collect()).unwrap_or_default();
-            (key.relation, key.fork, changes.limit, runs)
+            NamedFork { relation: key.relation, fork: key.fork, limit: changes.limit, runs }
         };
         keys.into_iter().map(one).collect()
     }
@@ -293,14 +306,14 @@ impl Serialize for BlockChanges {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let forks = self.forks();
         let mut rows = serializer.serialize_seq(Some(forks.len()))?;
-        for (relation, fork, limit_block, blocks) in forks {
+        for named in forks {
             rows.serialize_element(&ForkRow {
-                tablespace: relation.tablespace,
-                database: relation.database,
-                relation: relation.relation,
-                fork: fork_name(fork),
-                limit_block,
-                blocks,
+                tablespace: named.relation.tablespace,
+                database: named.relation.database,
+                relation: named.relation.relation,
+                fork: fork_name(named.fork),
+                limit_block: named.limit,
+                blocks: named.runs,
             })?;
         }
         rows.end()
@@ -364,8 +377,13 @@ mod tests {
         }
     }
 
-    fn runs(changes: &BlockChanges, number: u32, fork: u8, range: Range<u32>) -> Vec<Range<u32>> {
-        changes.of(relation(number), ForkNumber(fork)).runs_within(range)
+    fn runs(changes: &BlockChanges, number: u32, fork: u8, range: Range<u32>) -> Vec<(u32, u32)> {
+        let found = changes.of(relation(number), ForkNumber(fork)).runs_within(range);
+        found.into_iter().map(|run| (run.start, run.end)).collect()
+    }
+
+    fn named(number: u32, fork: u8, limit: Option<u32>, runs: &[(u32, u32)]) -> NamedFork {
+        NamedFork { relation: relation(number), fork: ForkNumber(fork), limit, runs: runs.to_vec() }
     }
 
     #[test]
@@ -374,7 +392,7 @@ mod tests {
         changes.add_block(&block(9, 1, 3));
         changes.add_storage_change(&StorageChange::Created { relation: relation(9), fork: ForkNumber(1) });
         assert_eq!(changes.fork_count(), 0);
-        assert_eq!(runs(&changes, 9, 1, 0..4), [0..4]);
+        assert_eq!(runs(&changes, 9, 1, 0..4), [(0, 4)]);
         assert!(changes.of(relation(9), ForkNumber::MAIN).is_unchanged());
     }
 
@@ -386,9 +404,9 @@ mod tests {
         changes.add_storage_change(&cut);
         changes.add_block(&block(9, 0, 60));
         let found = changes.forks();
-        assert_eq!(found, [(relation(9), ForkNumber::MAIN, Some(50), vec![(3, 4), (60, 60)])]);
-        assert_eq!(runs(&changes, 9, 0, 0..100), [3..5, 50..100]);
-        assert_eq!(runs(&changes, 9, 0, 4..5), [4..5]);
+        assert_eq!(found, [named(9, 0, Some(50), &[(3, 4), (60, 60)])]);
+        assert_eq!(runs(&changes, 9, 0, 0..100), [(3, 5), (50, 100)]);
+        assert_eq!(runs(&changes, 9, 0, 4..5), [(4, 5)]);
         assert_eq!(runs(&changes, 9, 0, 0..3), []);
         assert!(changes.of(relation(9), ForkNumber::MAIN).contains(1_000_000));
         // The least limit counts.
@@ -410,8 +428,8 @@ mod tests {
         }
         let found = changes.forks();
         assert_eq!(found.len(), 6);
-        assert_eq!(found[0], (relation(9), ForkNumber::MAIN, Some(0), vec![(7, 7)]));
-        assert_eq!(found[1], (relation(9), ForkNumber::VISIBILITY_MAP, Some(0), vec![]));
+        assert_eq!(found[0], named(9, 0, Some(0), &[(7, 7)]));
+        assert_eq!(found[1], named(9, 2, Some(0), &[]));
     }
 
     #[test]
@@ -422,13 +440,13 @@ mod tests {
             database: 5,
             tablespaces: vec![1700, 1663],
         });
-        assert_eq!(runs(&changes, 9, 0, 0..10), [0..10]);
-        assert_eq!(runs(&changes, 12, 2, 0..10), [0..10]);
+        assert_eq!(runs(&changes, 9, 0, 0..10), [(0, 10)]);
+        assert_eq!(runs(&changes, 12, 2, 0..10), [(0, 10)]);
         let elsewhere = RelFileLocator { tablespace: 1701, database: 5, relation: 9 };
         assert!(changes.of(elsewhere, ForkNumber::MAIN).is_unchanged());
         let other = RelFileLocator { tablespace: 1663, database: 6, relation: 9 };
         assert!(changes.of(other, ForkNumber::MAIN).is_unchanged());
-        assert_eq!(changes.forks()[0].0, relation(0));
+        assert_eq!(changes.forks()[0].relation, relation(0));
     }
 
     /// Merging segment by segment must say what one pass over all of it says, but may say more.

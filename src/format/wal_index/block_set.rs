@@ -353,6 +353,6 @@ mod tests {
         set.insert(70_000);
         set.insert_run(10, 65_536 * 4 + 9);
         assert_eq!(set.runs().collect::<Vec<_>>(), [(10, 65_536 * 4 + 9)]);
-        assert_eq!(set.runs_within(0..100).collect::<Vec<_>>(), [10..100]);
+        assert!(set.runs_within(0..100).eq(std::iter::once(10..100)));
     }
 }

@@ -1,0 +1,303 @@
+//! The archived WAL of one cluster: names from one listing, contents from the objects' indexes.
+//!
+//! In: the repository. Out: which segments and histories are stored, and what a segment holds. Indexes are small range reads, many at
+//! once. A segment without a usable index is downloaded and scanned instead, and that is said. A damaged object is no failure, but a
+//! place that recovery cannot pass.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::archive_view::ArchiveView;
+use super::scan::SegmentScanner;
+use crate::codec::KeyRing;
+use crate::codec::decode::{DecodeError, Expected, decode_object, read_tail};
+use crate::codec::encode::SinkError;
+use crate::error::Explain;
+use crate::exit_status::Cause;
+use crate::format::envelope::{ObjectFacts, ObjectKind};
+use crate::format::wal_index::{RecordVerdict, TransactionEnd, WalIndex};
+use crate::format::{ClusterName, keys};
+use crate::pg::wal_page::LongPageHeader;
+use crate::pg::{
+    ArchiveFileName, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName, WalSegmentSize,
+};
+use crate::repository::{Naming, Repository, RepositoryError, RepositoryObject, StoredObject};
+
+/// Indexes that are read at once.
+const READERS: usize = 16;
+/// No history file is longer: each line is a promotion.
+const LONGEST_HISTORY: usize = 1 << 20;
+
+/// Whose WAL it is.
+#[derive(Clone, Copy)]
+pub struct WalOf<'a> {
+    /// The name that the cluster archives under.
+    pub cluster: &'a ClusterName,
+    /// The cluster's identity.
+    pub system_identifier: SystemIdentifier,
+    /// Its segment size.
+    pub segment_size: WalSegmentSize,
+}
+
+/// One cluster's archive.
+pub struct StoredSegments<'a> {
+    repository: &'a Repository,
+    keys: &'a KeyRing,
+    of: WalOf<'a>,
+    view: ArchiveView,
+    objects: BTreeMap<WalSegmentName, Vec<StoredObject>>,
+}
+
+/// What reading one segment gave.
+#[derive(Debug)]
+pub struct LoadedIndex {
+    /// What the segment holds.
+    pub index: WalIndex,
+    /// Why the segment had to be read whole, if it had to.
+    pub read_whole: Option<String>,
+}
+
+impl<'a> StoredSegments<'a> {
+    /// Lists the cluster's WAL and reads its histories.
+    pub fn open(
+        repository: &'a Repository,
+        keys: &'a KeyRing,
+        of: WalOf<'a>,
+    ) -> Result<StoredSegments<'a>, StoredSegmentsError> {
+        let view = ArchiveView::new(of.segment_size);
+        let mut this = StoredSegments { repository, keys, of, view, objects: BTreeMap::new() };
+        for object in repository.list(&keys::wal_folder(of.cluster, of.system_identifier))? {
+            match object.key.name().parse() {
+                Ok(ArchiveFileName::Segment(name)) => {
+                    this.view.add_segment(name);
+                    this.objects.entry(name).or_default().push(object);
+                }
+                Ok(ArchiveFileName::Partial(name)) => this.view.add_partial(name),
+                Ok(ArchiveFileName::TimelineHistory(timeline)) => this.read_history(timeline, &object)?,
+                Ok(ArchiveFileName::BackupHistory { .. }) | Err(_) => {}
+            }
+        }
+        Ok(this)
+    }
+
+    /// What is stored, by name.
+    pub fn view(&self) -> &ArchiveView {
+        &self.view
+    }
+
+    /// Whose WAL it is.
+    pub fn of(&self) -> WalOf<'a> {
+        self.of
+    }
+
+    /// Stored bytes of a segment; 0 if it is not stored.
+    pub fn stored_bytes(&self, name: WalSegmentName) -> u64 {
+        self.objects.get(&name).map_or(0, |objects| objects.iter().map(|object| object.size).sum())
+    }
+
+    /// Every stored segment, in order.
+    pub fn names(&self) -> impl Iterator<Item = WalSegmentName> {
+        self.objects.keys().copied()
+    }
+
+    /// Looks again for a segment that the listing did not show. True if it is stored by now.
+    pub fn look_again(&mut self, name: WalSegmentName) -> Result<bool, StoredSegmentsError> {
+        let key = keys::wal(self.of.cluster, self.of.system_identifier, ArchiveFileName::Segment(name));
+        let Some(object) = self.repository.find(&key, Naming::ByStore)? else { return Ok(false) };
+        self.view.add_segment(name);
+        self.objects.insert(name, vec![object]);
+        Ok(true)
+    }
+
+    fn read_history(
+        &mut self,
+        timeline: TimelineId,
+        object: &StoredObject,
+    ) -> Result<(), StoredSegmentsError> {
+        let facts = self.facts(ObjectKind::TimelineHistory, object);
+        let mut text = Vec::new();
+        let read = self.decode(object, &facts, &mut |bytes| {
+            if text.len() + bytes.len() <= LONGEST_HISTORY {
+                text.extend_from_slice(bytes);
+            }
+            Ok(())
+        });
+        let parsed = match read {
+            Ok(()) => {
+                TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text)).map_err(|e| e.to_string())
+            }
+            Err(error) if is_damage(&error) => Err(error.to_string()),
+            Err(error) => return Err(error.into()),
+        };
+        match parsed {
+            Ok(history) => self.view.add_history(history),
+            Err(problem) => {
+                self.view.unusable_histories.insert(timeline, problem);
+            }
+        }
+        Ok(())
+    }
+
+    fn facts(&self, kind: ObjectKind, object: &StoredObject) -> ObjectFacts {
+        ObjectFacts {
+            kind,
+            name: object.key.name().to_owned(),
+            system_identifier: self.of.system_identifier,
+            segment_size: Some(self.of.segment_size),
+        }
+    }
+
+    fn decode(
+        &self,
+        object: &StoredObject,
+        facts: &ObjectFacts,
+        deliver: &mut dyn FnMut(&[u8]) -> Result<(), SinkError>,
+    ) -> Result<(), DecodeError> {
+        let source = RepositoryObject { repository: self.repository, object };
+        decode_object(&source, &Expected { facts, key: &object.key }, self.keys, deliver).map(|_| ())
+    }
+
+    /// The object of a segment; an error unless there is exactly one.
+    pub fn object(&self, name: WalSegmentName) -> Result<&StoredObject, StoredSegmentsError> {
+        match self.objects.get(&name).map(Vec::as_slice) {
+            Some([object]) => Ok(object),
+            Some([first, second, ..]) => Err(RepositoryError::TwoObjects {
+                key: first.key.to_string(),
+                first: first.path.clone(),
+                second: second.path.clone(),
+            }
+            .into()),
+            _ => Err(RepositoryError::Missing { verb: "read", key: name.to_string() }.into()),
+        }
+    }
+
+    /// One segment's index: as stored, else found by scanning the segment.
+    pub fn load_index(&self, name: WalSegmentName) -> Result<LoadedIndex, StoredSegmentsError> {
+        let object = self.object(name)?;
+        let facts = self.facts(ObjectKind::WalSegment, object);
+        let source = RepositoryObject { repository: self.repository, object };
+        let expected = Expected { facts: &facts, key: &object.key };
+        let tail = match read_tail(&source, &expected, self.keys) {
+            Ok(tail) => tail,
+            Err(error) if is_damage(&error) => {
+                return Ok(LoadedIndex { index: self.unreadable(name, error.to_string()), read_whole: None });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match WalIndex::decode(&tail.index) {
+            Ok(index) => Ok(LoadedIndex { index, read_whole: None }),
+            Err(error) => {
+                let why = format!("segment {name} has no usable index ({error}): it was read whole");
+                Ok(LoadedIndex { index: self.scan(name)?.0, read_whole: Some(why) })
+            }
+        }
+    }
+
+    /// Many segments' indexes, in the order of the names.
+    pub fn load_indexes(&self, names: &[WalSegmentName]) -> Result<Vec<LoadedIndex>, StoredSegmentsError> {
+        let next = AtomicUsize::new(0);
+        let failure = Mutex::new(None);
+        let loaded = Mutex::new(BTreeMap::new());
+        std::thread::scope(|scope| {
+            for _ in 0..READERS.min(names.len()) {
+                scope.spawn(|| {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(name) = names.get(at) else { return };
+                        match self.load_index(*name) {
+                            Ok(index) => {
+                                loaded.lock().unwrap_or_else(PoisonError::into_inner).insert(at, index);
+                            }
+                            Err(error) => {
+                                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                                next.store(names.len(), Ordering::Relaxed);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(loaded.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()),
+        }
+    }
+
+    /// Reads a whole segment: its index and every commit and abort that begins in it and ends in it.
+    pub fn scan(&self, name: WalSegmentName) -> Result<(WalIndex, Vec<TransactionEnd>), StoredSegmentsError> {
+        let object = self.object(name)?;
+        let facts = self.facts(ObjectKind::WalSegment, object);
+        let mut scanner: Option<SegmentScanner> = None;
+        let mut problem = None;
+        let mut ends = Vec::new();
+        let read = self.decode(object, &facts, &mut |bytes| {
+            if scanner.is_none() && problem.is_none() {
+                match LongPageHeader::parse(bytes) {
+                    Ok(header) => scanner = Some(SegmentScanner::new(name, &header).with_transaction_ends()),
+                    Err(error) => problem = Some(error.to_string()),
+                }
+            }
+            if let Some(scanner) = &mut scanner {
+                scanner.feed(bytes);
+                ends.append(&mut scanner.take_transaction_ends());
+            }
+            Ok(())
+        });
+        match (read, scanner) {
+            (Ok(()), Some(scanner)) => Ok((scanner.finish(), ends)),
+            (Ok(()), None) => Ok((self.unreadable(name, problem.unwrap_or_default()), Vec::new())),
+            (Err(error), _) if is_damage(&error) => {
+                Ok((self.unreadable(name, error.to_string()), Vec::new()))
+            }
+            (Err(error), _) => Err(error.into()),
+        }
+    }
+
+    /// The index of a segment that nothing can be read of: damage from its first byte on.
+    fn unreadable(&self, name: WalSegmentName, problem: String) -> WalIndex {
+        let start = name.start_lsn(self.of.segment_size).unwrap_or_default();
+        WalIndex {
+            start,
+            end: start.plus(self.of.segment_size.bytes()),
+            valid_until: start,
+            verdict: RecordVerdict::Damaged { at: start, problem },
+            ..WalIndex::default()
+        }
+    }
+}
+
+/// Whether recovery would fail on this object too, whatever is configured.
+fn is_damage(error: &DecodeError) -> bool {
+    matches!(
+        error,
+        DecodeError::Damaged { .. } | DecodeError::OtherObject { .. } | DecodeError::OtherCluster { .. }
+    )
+}
+
+/// Why the archive could not be read. Damage is no error here: it is what a segment holds.
+#[derive(Debug, thiserror::Error)]
+pub enum StoredSegmentsError {
+    /// The store failed.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// An object could not be opened.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
+impl Explain for StoredSegmentsError {
+    fn exit_cause(&self) -> Cause {
+        match self {
+            StoredSegmentsError::Repository(error) => error.exit_cause(),
+            StoredSegmentsError::Decode(error) => error.exit_cause(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            StoredSegmentsError::Repository(error) => error.hint(),
+            StoredSegmentsError::Decode(error) => error.hint(),
+        }
+    }
+}
