@@ -15,7 +15,7 @@ use crate::pg::ArchiveFileName;
 pub enum Cause {
     /// The command line is wrong.
     Usage,
-    /// A setting is missing, unknown or out of range.
+    /// A setting is missing, unknown or out of range, or a key file cannot be used.
     Configuration,
     /// A local file that should be there is not.
     FileMissing,

@@ -124,65 +124,74 @@ const REFUSED_FILES: &[(&str, &str)] = &[
         "key_file = \"/etc/walhold/key\"",
         "unknown setting key_file (DIR/walhold.toml:1)  HINT: did you mean encryption.key_file?",
     ),
-    ("wal = 3", "setting wal (DIR/walhold.toml:1): expected a table, [wal], found integer"),
+    (
+        "wal = 3",
+        "setting wal (DIR/walhold.toml:1): expected a table, [wal], found integer  HINT: docs/configuration.md lists every setting with what it takes",
+    ),
     (
         "[backup]\njobs = \"4\"",
-        "setting backup.jobs (DIR/walhold.toml:2): expected a whole number from 1 to 256, found \"4\"",
+        "setting backup.jobs (DIR/walhold.toml:2): expected a whole number from 1 to 256, found \"4\"  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "[backup]\njobs = 0",
-        "setting backup.jobs (DIR/walhold.toml:2): expected a whole number from 1 to 256, found 0",
+        "setting backup.jobs (DIR/walhold.toml:2): expected a whole number from 1 to 256, found 0  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "[backup]\nrate_limit = \"50 mb\"",
-        "setting backup.rate_limit (DIR/walhold.toml:2): expected a size from 64kB to 1TB (units: B, kB, MB, GB, TB), found \"50 mb\"",
+        "setting backup.rate_limit (DIR/walhold.toml:2): expected a size from 64kB to 1TB (units: B, kB, MB, GB, TB), found \"50 mb\"  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "[compression]\nlevel = 20",
-        "setting compression.level (DIR/walhold.toml:2): expected a whole number from -7 to 19, found 20",
+        "setting compression.level (DIR/walhold.toml:2): expected a whole number from -7 to 19, found 20  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "compression.codec = \"lz4\"",
-        "setting compression.codec (DIR/walhold.toml:1): expected zstd or none, found \"lz4\"",
+        "setting compression.codec (DIR/walhold.toml:1): expected zstd or none, found \"lz4\"  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "[wal]\npush_deadline = 60",
-        "setting wal.push_deadline (DIR/walhold.toml:2): expected a duration from 1s to 1d (units: ms, s, min, h, d), found 60",
+        "setting wal.push_deadline (DIR/walhold.toml:2): expected a duration from 1s to 1d (units: ms, s, min, h, d), found 60  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "[wal]\nallow_gap = \"yes\"",
-        "setting wal.allow_gap (DIR/walhold.toml:2): expected true or false, found \"yes\"",
+        "setting wal.allow_gap (DIR/walhold.toml:2): expected true or false, found \"yes\"  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "cluster = \"a/b\"",
-        "setting cluster (DIR/walhold.toml:1): expected 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit, found \"a/b\"",
+        "setting cluster (DIR/walhold.toml:1): expected 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit, found \"a/b\"  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "repository = \"/srv/walhold\"",
-        "setting repository.url (DIR/walhold.toml:1): a directory is written as a URL: file:///srv/walhold",
+        "setting repository.url (DIR/walhold.toml:1): a directory is written as a URL: file:///srv/walhold  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "repository = \"ftp://host/walhold\"",
-        "setting repository.url (DIR/walhold.toml:1): scheme \"ftp\" is not known; expected file:///, s3://, gs:// or az://",
+        "setting repository.url (DIR/walhold.toml:1): scheme \"ftp\" is not known; expected file:///, s3://, gs:// or az://  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "[repository.options]\nregion = [\"eu\"]",
-        "setting repository.options.region (DIR/walhold.toml:2): expected text, a whole number or true or false, found array",
+        "setting repository.options.region (DIR/walhold.toml:2): expected text, a whole number or true or false, found array  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "[encryption]\nkey_file = \"key\"",
-        "setting encryption.key_file (DIR/walhold.toml:2): expected absolute paths, as a list in TOML or separated by colons, found something else",
+        "setting encryption.key_file (DIR/walhold.toml:2): expected absolute paths, as a list in TOML or separated by colons, found something else  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "[encryption]\nkey_file = []",
-        "setting encryption.key_file (DIR/walhold.toml:2): the value is empty; expected absolute paths, as a list in TOML or separated by colons",
+        "setting encryption.key_file (DIR/walhold.toml:2): the value is empty; expected absolute paths, as a list in TOML or separated by colons  HINT: docs/configuration.md lists every setting with what it takes",
     ),
     (
         "[encryption]\nkey_file = \"/key\"\nkey_command = \"print-key\"",
         "settings encryption.key_file (DIR/walhold.toml:2) and encryption.key_command (DIR/walhold.toml:3) exclude each other  HINT: remove one of them",
     ),
-    ("cluster = \"a\"\ncluster = \"b\"", "read configuration file DIR/walhold.toml:2: duplicate key"),
-    ("cluster", "read configuration file DIR/walhold.toml:1: key with no value, expected `=`"),
+    (
+        "cluster = \"a\"\ncluster = \"b\"",
+        "read configuration file DIR/walhold.toml:2: duplicate key  HINT: write each setting once: name = \"text\" or name = 4, below its [section]",
+    ),
+    (
+        "cluster",
+        "read configuration file DIR/walhold.toml:1: key with no value, expected `=`  HINT: write each setting once: name = \"text\" or name = 4, below its [section]",
+    ),
 ];
 
 #[test]
@@ -213,17 +222,17 @@ fn variables_are_refused_to_the_letter() {
         (
             "WALHOLD_ENCRYPTION_KEY_FILE",
             "",
-            "setting encryption.key_file (variable WALHOLD_ENCRYPTION_KEY_FILE): the value is empty; expected absolute paths, as a list in TOML or separated by colons, or unset the variable",
+            "setting encryption.key_file (variable WALHOLD_ENCRYPTION_KEY_FILE): the value is empty; expected absolute paths, as a list in TOML or separated by colons, or unset the variable  HINT: docs/configuration.md lists every setting with what it takes",
         ),
         (
             "WALHOLD_STATE_DIR",
             "state",
-            "setting state_dir (variable WALHOLD_STATE_DIR): expected an absolute path, found \"state\"",
+            "setting state_dir (variable WALHOLD_STATE_DIR): expected an absolute path, found \"state\"  HINT: docs/configuration.md lists every setting with what it takes",
         ),
         (
             "WALHOLD_CONFIG",
             "",
-            "setting configuration file (variable WALHOLD_CONFIG): the value is empty; expected a path, or unset the variable",
+            "setting configuration file (variable WALHOLD_CONFIG): the value is empty; expected a path, or unset the variable  HINT: docs/configuration.md lists every setting with what it takes",
         ),
         (
             "WALHOLD_CONFIG",
@@ -250,8 +259,7 @@ fn kubernetes_may_describe_a_service_called_walhold() {
 #[test]
 fn flags_are_refused_to_the_letter() {
     let refusal = Scene::new("").refusal(&[], &["--log-level", "loud", "config"]);
-    let expected =
-        "setting log.level (flag --log-level): expected error, warn, info, debug or trace, found \"loud\"";
+    let expected = "setting log.level (flag --log-level): expected error, warn, info, debug or trace, found \"loud\"  HINT: docs/configuration.md lists every setting with what it takes";
     assert_eq!(refusal, format!("walhold: ERROR: {expected}\n"));
 }
 
@@ -370,6 +378,47 @@ fn keys_are_read_and_refused_to_the_letter() {
     ] {
         assert_eq!(read_key(bytes, mode), Err(expected));
     }
+}
+
+/// A key that is a byte short, or open to others, ends every command before it does anything. (wal-push and wal-fetch: tests/wal_push.rs.)
+#[test]
+fn a_wrong_key_ends_every_command() {
+    let scene = Scene::new("");
+    let key = scene.path("key");
+    let url = format!("file://{}", scene.path("repository").display());
+    let variables = [
+        ("WALHOLD_REPOSITORY", url.as_str()),
+        ("WALHOLD_ENCRYPTION_KEY_FILE", key.to_str().expect("a path in UTF-8")),
+    ];
+    let make = "  HINT: make one with: walhold keygen > FILE; chmod 600 FILE";
+    for (text, mode, expected) in [
+        (
+            "3b".repeat(31),
+            0o600,
+            format!("read encryption key file DIR/key: an encryption key has 32 bytes (64 hexadecimal digits or 44 of base64), this one has 31{make}"),
+        ),
+        (
+            "3b".repeat(32),
+            0o644,
+            "encryption key file DIR/key is open to others than its owner (mode 0644)  HINT: chmod 600 DIR/key".to_owned(),
+        ),
+    ] {
+        fs::write(&key, &text).expect("write the key file");
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).expect("set its mode");
+        let pgdata = scene.directory.path().join("data").display().to_string();
+        for arguments in [vec!["backup-list"], vec!["restore", "--pgdata", &pgdata]] {
+            let output = scene.run(&variables, &arguments);
+            assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+            let said = text_without(&output.stderr, &scene);
+            assert_eq!(said, format!("walhold: ERROR: {expected}\n"), "{arguments:?}");
+            assert!(!said.contains("3b3b"));
+            assert!(!scene.path("data").exists() && !scene.path("repository").exists());
+        }
+    }
+}
+
+fn text_without(bytes: &[u8], scene: &Scene) -> String {
+    text(bytes).replace(&scene.directory.path().display().to_string(), "DIR")
 }
 
 #[test]

@@ -236,6 +236,13 @@ fn timelines(major: u32) {
         &abandoned.time,
     ]);
     assert_eq!(unreachable.status.code(), Some(3), "{}", describe(&unreachable));
+    let told = String::from_utf8_lossy(&unreachable.stderr);
+    let expected = format!(
+        "walhold: ERROR: backup {on_new_line} cannot be used: it was taken on timeline 2, from which timeline 1 does not descend  \
+         HINT: choose another line with --timeline (walhold wal-show) or another backup with --backup (walhold backup-list)\n"
+    );
+    assert_eq!(told, expected);
+    assert!(!this.cluster.directory("unreachable").join("data").exists());
 }
 
 #[test]

@@ -428,8 +428,7 @@ fn a_full_repository_is_told_and_works_again_with_space() {
     let mut incompressible = files.bytes(large).to_vec();
     incompressible[8192..].copy_from_slice(&random_bytes((1 << 20) - 8192));
     let system = &files.system_identifier;
-    archive
-        .walhold(["wal-push", &archive.offer(files.only(".history"), files.bytes(files.only(".history")))]);
+    archive.push(files.only(".history"), files.bytes(files.only(".history"))).expect_success();
     let before = archive.stored();
     let run = archive.push(large, &incompressible);
     assert_eq!(run.status, Some(12), "{run:?}");
@@ -528,6 +527,30 @@ fn a_kill_at_any_moment_loses_nothing_and_leaves_nothing() {
         archive.fetch(second).expect_success();
         assert!(archive.fetched() == files.bytes(second), "{place}");
     }
+}
+
+#[test]
+fn a_key_of_31_bytes_archives_and_fetches_nothing() {
+    let files = small_files();
+    let (first, second) = (files.segment(0), files.segment(1));
+    let mut archive = Archive::new(files);
+    archive.push(first, files.bytes(first)).expect_success();
+    fs::remove_file(archive.path("data/pg_wal").join(first)).unwrap();
+    let key = archive.path("state/key");
+    fs::write(&key, "3b".repeat(31)).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    ServerUser::get().own(&key);
+    archive.set("WALHOLD_ENCRYPTION_KEY_FILE", &key.display().to_string());
+    let line = format!(
+        "read encryption key file {}: an encryption key has 32 bytes (64 hexadecimal digits or 44 of base64), this one has 31  HINT: make one with: walhold keygen > FILE; chmod 600 FILE",
+        key.display()
+    );
+    let before = archive.stored();
+    archive.fetch(first).expect_failure(203, &line);
+    assert!(archive.pg_wal().is_empty(), "{:?}", archive.pg_wal());
+    archive.push(second, files.bytes(second)).expect_failure(3, &line);
+    assert_eq!(archive.pg_wal(), [second]);
+    assert_eq!(archive.stored(), before);
 }
 
 #[test]

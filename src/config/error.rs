@@ -104,7 +104,7 @@ impl Explain for ConfigError {
     }
 
     fn hint(&self) -> Option<String> {
-        let hint = match self {
+        Some(match self {
             ConfigError::UnknownKey { suggestion, .. } | ConfigError::UnknownVariable { suggestion, .. } => {
                 match suggestion {
                     Some(suggestion) => format!("did you mean {suggestion}?"),
@@ -116,8 +116,12 @@ impl Explain for ConfigError {
             ConfigError::File { .. } => {
                 "the file was named by --config or WALHOLD_CONFIG, or is the default file".to_owned()
             }
-            ConfigError::Syntax { .. } | ConfigError::Value { .. } => return None,
-        };
-        Some(hint)
+            ConfigError::Syntax { .. } => {
+                "write each setting once: name = \"text\" or name = 4, below its [section]".to_owned()
+            }
+            ConfigError::Value { .. } => {
+                "docs/configuration.md lists every setting with what it takes".to_owned()
+            }
+        })
     }
 }

@@ -72,6 +72,8 @@ pub fn choose(
     let mut unreachable: Option<(String, String)> = None;
     let mut usable: Vec<&BackupSummary> = Vec::new();
     let mut replayable = false;
+    // Why WAL that may hold the target cannot be read.
+    let mut hidden: Option<RestoreError> = None;
     for backup in &candidates {
         let line = line_of.for_backup(view, backup);
         if let Err(reason) = on_line(backup, &line) {
@@ -101,11 +103,21 @@ pub fn choose(
                 replayable = false;
                 notes.push(format!("backup {} is not used: {reason}", backup.id));
             }
-            Err(Unproven::NotSeen) => replayable = true,
+            Err(Unproven::NotSeen) => {
+                replayable = true;
+                if !matches!(evidence.limit, Limit::Path(PathEnd::Archive { .. })) {
+                    let unseen =
+                        format!("{} is not in the WAL that can be read, and what follows", question.target);
+                    hidden.get_or_insert(evidence.out_of_reach(&unseen)?);
+                }
+            }
             Err(Unproven::Refused(error)) => return Err(error),
         }
     }
-    Err(no_backup(&usable, question, unreachable, replayable))
+    match hidden {
+        Some(error) if replayable => Err(error),
+        _ => Err(no_backup(&usable, question, unreachable, replayable)),
+    }
 }
 
 fn prove_for(evidence: &Evidence<'_>, question: &Question, backup: &BackupSummary) -> Result<Stop, Unproven> {

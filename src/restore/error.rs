@@ -128,12 +128,18 @@ impl Explain for RestoreError {
             | RestoreError::NotFound { hint, .. }
             | RestoreError::Other { hint, .. }
             | RestoreError::Server { hint, .. } => hint.clone(),
+            RestoreError::Damaged { .. } | RestoreError::Decode(_) | RestoreError::Backup(_)
+                if self.exit_cause() == Cause::Damaged =>
+            {
+                Some(
+                    "restore another backup (--backup), or this object from a copy of the repository"
+                        .to_owned(),
+                )
+            }
+            RestoreError::Damaged { .. } => None,
             RestoreError::Repository(error) => error.hint(),
             RestoreError::Decode(error) => error.hint(),
             RestoreError::Backup(error) => error.hint(),
-            RestoreError::Damaged { .. } => Some(
-                "restore another backup (--backup), or this object from a copy of the repository".to_owned(),
-            ),
             RestoreError::Local { full: true, .. } => Some(
                 "make room on this file system, or restore to another one (--pgdata, --tablespace)"
                     .to_owned(),

@@ -21,6 +21,8 @@ use super::wal_path::PathEnd;
 use crate::backup::list::{BackupName, Catalogue, ListedBackup};
 use crate::codec::KeyRing;
 use crate::config::Config;
+use crate::error::Explain;
+use crate::exit_status::Cause;
 use crate::format::BackupId;
 use crate::format::manifest::{BackupSummary, FileEntry, Manifest, Root};
 use crate::pg::control::ControlFile;
@@ -109,8 +111,9 @@ pub fn make_plan(
 ) -> Result<RestorePlan, RestoreError> {
     check_request(&request)?;
     let catalogue = Catalogue { repository, cluster: &config.cluster, keys };
-    let (summaries, passed_over) = usable_backups(catalogue.list()?, &request.backup)?;
-    let newest = summaries.iter().max_by_key(|backup| (backup.stop_time, &backup.id));
+    let (mut summaries, mut passed_over) = usable_backups(catalogue.list()?, &request.backup)?;
+    let newest = summaries.iter().max_by_key(|backup| (backup.stop_time, &backup.id)).cloned();
+    let newest = newest.as_ref();
     let zone = newest.map_or("UTC", |newest| newest.time_zone.as_str());
     let target = request.target.resolve(zone)?;
     let question = Question {
@@ -125,8 +128,8 @@ pub fn make_plan(
         Some(newest) => StoredWal::open(repository, &config.cluster, keys, newest)?,
         None => return Err(choose_without_backups(&question)),
     };
-    let choice = choose(&summaries, stored_wal.view(), &stored_wal, &question)?;
-    let manifest = catalogue.manifest(&BackupName::Id(choice.backup.id.clone()))?;
+    let (choice, manifest) =
+        choose_readable(&catalogue, &mut summaries, &stored_wal, &question, &mut passed_over)?;
     let packs = find_packs(repository, &config.cluster, &manifest)?;
     let place = place::examine(&request.pgdata, &manifest, &request.tablespaces, wal_room(&choice))?;
     let binaries = find_programs(&request, &manifest, &place)?;
@@ -176,6 +179,35 @@ fn usable_backups(
     match failure {
         Some(error) if usable.is_empty() => Err(error.into()),
         _ => Ok((usable, warnings)),
+    }
+}
+
+/// The backup that fits best among those whose whole manifest can be read: a listing reads only its end. One that was asked for by its id
+/// is not replaced by another.
+fn choose_readable(
+    catalogue: &Catalogue<'_>,
+    summaries: &mut Vec<BackupSummary>,
+    stored_wal: &StoredWal<'_>,
+    question: &Question,
+    passed_over: &mut Vec<String>,
+) -> Result<(Choice, Manifest), RestoreError> {
+    let mut damage: Option<RestoreError> = None;
+    loop {
+        let choice = match choose(summaries, stored_wal.view(), stored_wal, question) {
+            Ok(choice) => choice,
+            // Without the damaged one nothing reaches the target: the damage is the reason.
+            Err(error) => return Err(damage.unwrap_or(error)),
+        };
+        let id = choice.backup.id.clone();
+        match catalogue.manifest(&BackupName::Id(id.clone())) {
+            Ok(manifest) => return Ok((choice, manifest)),
+            Err(error) if question.backup == BackupRequest::Auto && error.exit_cause() == Cause::Damaged => {
+                passed_over.push(format!("backup {id} is passed over: {error}"));
+                summaries.retain(|backup| backup.id != id);
+                damage.get_or_insert(error.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

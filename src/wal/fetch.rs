@@ -75,21 +75,24 @@ pub fn fetch_file(archive: &Archive<'_>, request: &FetchRequest<'_>) -> Result<F
     let naming = naming_of(request.name);
     let first_read =
         if archive.repository.is_directory() { archive.repository.read_size() } else { FIRST_READ };
-    let mut waiting = false;
+    let mut gap_before: Option<WalSegmentName> = None;
     loop {
-        if let Some((object, beginning)) = archive.repository.find_and_read(&key, naming, first_read)? {
+        let asked = archive.repository.find_and_read(&key, naming, first_read);
+        let asked = asked.map_err(|error| gap_or(error.into(), gap_before, request))?;
+        if let Some((object, beginning)) = asked {
             let beginning = Mutex::new(Beginning { offset: 0, bytes: beginning });
             let source = BegunObject { repository: archive.repository, object: &object, beginning };
             return deliver(archive, request, &key, &source, Crew::Full).map(Fetched::Delivered);
         }
-        let Miss::Gap { later } = explain_miss(archive, request.name)? else { return Ok(Fetched::Absent) };
+        let miss = explain_miss(archive, request.name);
+        let miss = miss.map_err(|error| gap_or(error.into(), gap_before, request))?;
+        let Miss::Gap { later } = miss else { return Ok(Fetched::Absent) };
         let GapRule::WaitUntil(deadline) = request.gap else { return Ok(Fetched::AllowedGap { later }) };
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(FetchError::Gap { name: request.name, later });
         }
-        if !waiting {
-            waiting = true;
+        if gap_before.replace(later).is_none() {
             tracing::warn!(
                 "{} is not in the archive, but {later} is: waiting up to {left:.0?} for the gap to be filled",
                 request.name
@@ -99,6 +102,18 @@ pub fn fetch_file(archive: &Archive<'_>, request: &FetchRequest<'_>) -> Result<F
         if let Some(signal) = interrupt::requested() {
             return Err(Interrupted(signal).into());
         }
+    }
+}
+
+/// The last question of a wait has little time, and a store that is merely slow would be called unreachable: what was seen before it is the answer.
+fn gap_or(error: FetchError, gap: Option<WalSegmentName>, request: &FetchRequest<'_>) -> FetchError {
+    match (request.gap, gap) {
+        (GapRule::WaitUntil(deadline), Some(later))
+            if error.exit_cause() == Cause::Unreachable && deadline <= Instant::now() =>
+        {
+            FetchError::Gap { name: request.name, later }
+        }
+        _ => error,
     }
 }
 
