@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
 
+use crate::command::agent::AgentArgs;
 use crate::command::backup_list::BackupListArgs;
 use crate::command::backup_mark::BackupMarkArgs;
 use crate::command::backup_push::BackupPushArgs;
@@ -120,6 +121,7 @@ pub enum Verb {
         #[command(flatten)]
         jobs: JobsFlag,
     },
+    Agent(AgentArgs),
     Config(ConfigArgs),
     Keygen(KeygenArgs),
     #[command(hide = true)]
@@ -182,7 +184,7 @@ pub fn definition() -> clap::Command {
 }
 
 /// Commands that are planned and not there yet.
-const NOT_YET: [&str; 6] = ["expire", "verify", "status", "check", "wal-verify", "agent"];
+const NOT_YET: [&str; 5] = ["expire", "verify", "status", "check", "wal-verify"];
 
 fn usage_failure(error: &clap::Error) -> Failure {
     let context = |kind| match error.get(kind) {

@@ -2,6 +2,7 @@
 //!
 //! Dependencies point one way: `command` → {`backup`, `restore`, `wal`, `repository`, `local`} → {`format`, `codec`} → `pg`.
 
+pub mod agent;
 pub mod backup;
 pub mod cli;
 pub mod codec;

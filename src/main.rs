@@ -65,6 +65,7 @@ fn dispatch(verb: Verb, config: &Config) -> Result<Outcome, Failure> {
         Verb::Init(args) => command::init::run(args, config),
         Verb::WalPush(args) => command::wal_push::run(args, config),
         Verb::WalFetch(args) => command::wal_fetch::run(args, config),
+        Verb::Agent(args) => command::agent::run(args, config),
         Verb::WalPrefetch(args) => command::wal_prefetch::run(args, config),
         Verb::WalShow(args) => command::wal_show::run(args, config),
         Verb::BackupPush { args, .. } => command::backup_push::run(args, config),

@@ -3,6 +3,7 @@
 //! A verb's file has its clap arguments (`…Args`) and `run(args, &Config) -> Result<Outcome, Failure>`; `cli.rs` parses, `main.rs`
 //! dispatches, and one place turns a [`crate::error::Failure`] into text and exit status.
 
+pub mod agent;
 pub mod backup_list;
 pub mod backup_mark;
 pub mod backup_push;

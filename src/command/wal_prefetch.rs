@@ -5,11 +5,13 @@
 //! 3. Keep the window until it is not needed any more.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use crate::config::Config;
 use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
 use crate::pg::WalSegmentName;
+use crate::wal::prefetch::worker::WindowOrder;
 use crate::wal::prefetch::{client, worker};
 
 /// Keep the next WAL segments ready for a recovering server (wal-fetch starts this by itself)
@@ -42,6 +44,12 @@ pub fn run(args: WalPrefetchArgs, config: &Config) -> Result<Outcome, Failure> {
         .parse()
         .map_err(|problem| Failure::new(Cause::Usage, format!("prefetch after {after}: {problem}")))?;
     worker::detach();
-    worker::run(config, &config.data_directory()?, &args.wal_directory, after)?;
+    let order = WindowOrder {
+        pgdata: config.data_directory()?,
+        wal_directory: args.wal_directory,
+        after,
+        binding: None,
+    };
+    worker::run(config, &order, &AtomicBool::new(false))?;
     Ok(Outcome::Done)
 }

@@ -2,10 +2,11 @@
 //!
 //! 1. Open the file and check that it is what its name says.
 //! 2. If an earlier call archived it ahead, and it still is the same file, that is all.
-//! 3. Open the repository: a cloud's marker is taken from the notes, and checked while the file is on its way.
-//! 4. See that the cluster's identity is recorded.
-//! 5. Encode and publish the file in one pass, and those behind it; if a name is taken, compare.
-//! 6. Leave notes for the calls that follow.
+//! 3. If an agent answers, let it do the work.
+//! 4. Open the repository: a cloud's marker is taken from the notes, and checked while the file is on its way.
+//! 5. See that the cluster's identity is recorded.
+//! 6. Encode and publish the file in one pass, and those behind it; if a name is taken, compare.
+//! 7. Leave notes for the calls that follow.
 //!
 //! Status 0 is said only when the object is durable: PostgreSQL removes the file then.
 
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use crate::agent::client::push_through_agent;
 use crate::codec::{Compression, Sealing};
 use crate::config::Config;
 use crate::error::Failure;
@@ -42,6 +44,10 @@ pub fn run(args: WalPushArgs, config: &Config) -> Result<Outcome, Failure> {
     let file = ArchiveFile::open(&args.path, config.pgdata.as_deref(), config.pgdata_origin)?;
     let notes = PushNotes::read(config, &file);
     if was_archived_ahead(&file, &notes, config, deadline)? {
+        return Ok(Outcome::Done);
+    }
+    if let Some(how) = push_through_agent(config, &file)? {
+        tracing::info!("archived {} by the agent: {how}", file.name);
         return Ok(Outcome::Done);
     }
     let paths = waiting_behind(&file, &notes, config);
@@ -161,7 +167,8 @@ fn open_repository(
     Ok((repository, Proof::Done))
 }
 
-fn writing(config: &Config, behind: usize) -> Result<Writing, Failure> {
+/// How files are written, with `behind` more to come.
+pub(super) fn writing(config: &Config, behind: usize) -> Result<Writing, Failure> {
     let keys = config.key_ring()?;
     // Objects that wait for a cloud take the memory that a larger crew would.
     let waits_for_a_cloud = behind > 0 && !config.repository.url.starts_with("file:");

@@ -35,6 +35,16 @@ impl Config {
     /// several clusters.
     pub fn fingerprint(&self) -> Digest {
         let mut fields = Fields::default();
+        fields.add(&self.settings_fingerprint().0);
+        if !self.repository.url.starts_with("file:") {
+            add_store_environment(&mut fields);
+        }
+        fields.digest()
+    }
+
+    /// [`Config::fingerprint`] without the environment, which an agent need not share with PostgreSQL: see [`store_variables`].
+    pub fn settings_fingerprint(&self) -> Digest {
+        let mut fields = Fields::default();
         fields.add(env!("CARGO_PKG_VERSION").as_bytes());
         fields.add(self.repository.url.as_bytes());
         for (key, value) in &self.repository.options {
@@ -47,21 +57,23 @@ impl Config {
             add_file_facts(&mut fields, path);
         }
         fields.add(self.encryption.key_command.as_deref().unwrap_or_default().as_bytes());
-        if !self.repository.url.starts_with("file:") {
-            add_store_environment(&mut fields);
-        }
         fields.digest()
     }
 }
 
-fn add_store_environment(fields: &mut Fields) {
+/// The variables that lead a store's client somewhere and hold no secret, in order.
+pub fn store_variables() -> Vec<(String, String)> {
     let mut variables: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
         .filter(|(name, _)| STORE_VARIABLES.iter().any(|prefix| name.starts_with(prefix)))
+        .filter(|(name, _)| !redact::is_secret_option(name))
         .collect();
     variables.sort();
-    for (name, value) in variables {
-        let value = if redact::is_secret_option(&name) { "" } else { value.as_str() };
+    variables
+}
+
+fn add_store_environment(fields: &mut Fields) {
+    for (name, value) in store_variables() {
         fields.add(name.as_bytes()).add(value.as_bytes());
     }
     // A profile may name another endpoint.

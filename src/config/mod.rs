@@ -66,6 +66,8 @@ pub struct Config {
     pub rate_limit: Option<u64>,
     /// WAL settings.
     pub wal: WalSettings,
+    /// Where the agent listens.
+    pub agent_socket: PathBuf,
     /// How logs are written.
     pub log: LogSettings,
     /// Every setting as `walhold config` shows it, in the schema's order, then the repository's options.
@@ -194,6 +196,9 @@ impl Config {
         let options = effective.options.iter().map(|(key, (value, _))| (key.clone(), value.clone()));
         Ok(Config {
             table: shown_settings(&effective, &state_dir, jobs),
+            agent_socket: effective
+                .path(&schema::AGENT_SOCKET)
+                .unwrap_or_else(|| state_dir.join("agent.socket")),
             repository: RepositorySettings {
                 url: effective.text(&schema::REPOSITORY_URL).unwrap_or_default(),
                 options: options.collect(),
@@ -344,6 +349,7 @@ impl Effective {
 fn shown_settings(effective: &Effective, state_dir: &Path, jobs: usize) -> Vec<ShownSetting> {
     let computed = |setting: &Setting| match setting.key {
         key if key == schema::STATE_DIR.key => Some(state_dir.display().to_string()),
+        key if key == schema::AGENT_SOCKET.key => Some(state_dir.join("agent.socket").display().to_string()),
         key if key == schema::JOBS.key => Some(jobs.to_string()),
         _ => None,
     };
@@ -440,6 +446,8 @@ mod tests {
             push_ahead = 7
             push_ahead_memory = "3MB"
             prefetch = "1GB"
+            [agent]
+            socket = "/run/walhold/agent"
             [log]
             format = "json"
             level = "debug"
@@ -457,6 +465,7 @@ mod tests {
         let wal = &config.wal;
         assert_eq!([wal.push_deadline, wal.fetch_deadline, wal.history_deadline].map(seconds), [2, 3, 4]);
         assert_eq!((wal.fetch_on_error, wal.allow_gap), (FetchOnError::Abort, true));
+        assert_eq!(config.agent_socket, Path::new("/run/walhold/agent"));
         assert_eq!((wal.push_ahead, wal.push_ahead_memory, wal.prefetch), (7, 3 << 20, 1 << 30));
         assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Json, "debug"));
         let said = |row: &&ShownSetting| matches!(row.origin, Origin::File { .. });

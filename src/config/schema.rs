@@ -281,6 +281,16 @@ pub static WAL_PREFETCH: Setting = Setting {
     ..PLAIN
 };
 
+/// Where the agent listens.
+pub static AGENT_SOCKET: Setting = Setting {
+    key: "agent.socket",
+    variable: "WALHOLD_AGENT_SOCKET",
+    kind: Kind::AbsolutePath,
+    default: Fallback::Computed("`agent.socket` in the state directory"),
+    meaning: "The Unix socket at which `walhold agent` listens, and at which `wal-push` and `wal-fetch` look for it.",
+    ..PLAIN
+};
+
 /// Text or JSON.
 pub static LOG_FORMAT: Setting = Setting {
     key: "log.format",
@@ -304,7 +314,7 @@ pub static LOG_LEVEL: Setting = Setting {
 };
 
 /// Every setting, in the order in which they are shown.
-pub static SETTINGS: [&Setting; 21] = [
+pub static SETTINGS: [&Setting; 22] = [
     &REPOSITORY_URL,
     &CLUSTER,
     &PGDATA,
@@ -324,6 +334,7 @@ pub static SETTINGS: [&Setting; 21] = [
     &WAL_PUSH_AHEAD,
     &WAL_PUSH_AHEAD_MEMORY,
     &WAL_PREFETCH,
+    &AGENT_SOCKET,
     &LOG_FORMAT,
     &LOG_LEVEL,
 ];

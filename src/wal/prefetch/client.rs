@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::DIRECTORY;
 use super::protocol::{Answer, Binding, Question, WindowFile, question_line, read_line};
 use super::worker::{SOCKET, remove_abandoned};
+use crate::agent::client::keep_window_in_agent;
 use crate::config::Config;
 use crate::config::fingerprint::Fields;
 use crate::interrupt;
@@ -132,8 +133,11 @@ fn deliver(path: &Path, expected: &WindowFile, request: &WindowRequest<'_>) -> R
     Ok(())
 }
 
-/// Starts a process that keeps a window after `last`, and does not wait for it.
+/// Lets the agent keep a window after `last`, or starts a process that does, and does not wait for it.
 pub fn start_worker(config: &Config, server: &ServerDirectory, wal_directory: &Path, last: WalSegmentName) {
+    if keep_window_in_agent(config, server, wal_directory, last) {
+        return;
+    }
     let started = worker_command(config, server, wal_directory, last).and_then(|mut command| command.spawn());
     if let Err(error) = started {
         tracing::debug!("no prefetch: {}", crate::error::system_words(&error));

@@ -6,7 +6,7 @@
 //! - Nothing is ever called absent because of what is not there: every miss is asked of the archive itself.
 //! - Disk use and memory are bounded, and nothing stays behind when recovery ends.
 //!
-//! [`line`] knows which segments come next, [`window`] fetches them, [`worker`] is the process that does so without an agent, [`client`] is wal-fetch's side, [`protocol`] what they say
+//! [`mod@line`] knows which segments come next, [`window`] fetches them, [`worker`] is the process that does so without an agent, [`client`] is wal-fetch's side, [`protocol`] what they say
 //! to each other.
 
 pub mod client;

@@ -7,6 +7,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -57,14 +58,23 @@ pub fn detach() {
     let _ = nix::unistd::setsid();
 }
 
-/// Keeps a window for the server in `pgdata`, until it is not needed any more. Returns at once if somebody else keeps one.
-pub fn run(
-    config: &Config,
-    pgdata: &Path,
-    wal_directory: &Path,
-    after: WalSegmentName,
-) -> Result<(), Failure> {
-    let pgdata = std::path::absolute(pgdata).unwrap_or_else(|_| pgdata.to_owned());
+/// A window that is to be kept.
+#[derive(Clone, Debug)]
+pub struct WindowOrder {
+    /// The server's data directory.
+    pub pgdata: PathBuf,
+    /// Its directory of WAL.
+    pub wal_directory: PathBuf,
+    /// The segment that it got last.
+    pub after: WalSegmentName,
+    /// Whose questions are answered; `None` for those of processes with the keeper's own settings.
+    pub binding: Option<Binding>,
+}
+
+/// Keeps a window until it is not needed any more, or `told_to_end`. Returns at once if somebody else keeps one.
+pub fn run(config: &Config, order: &WindowOrder, told_to_end: &AtomicBool) -> Result<(), Failure> {
+    let WindowOrder { pgdata, wal_directory, after, binding } = order;
+    let pgdata = std::path::absolute(pgdata).unwrap_or_else(|_| pgdata.clone());
     let located = ServerDirectory::locate(wal_directory, Some(&pgdata), crate::config::PgdataOrigin::Flag)?;
     let Some(server) = located else { return Ok(()) };
     let Some(place) = Place::claim(wal_directory)? else { return Ok(()) };
@@ -81,19 +91,24 @@ pub fn run(
         directory: place.directory.clone(),
         disk: config.wal.prefetch,
     };
-    let window = Window::start(settings, after).map_err(|error| place.failed("start a thread in", &error))?;
+    let window =
+        Window::start(settings, *after).map_err(|error| place.failed("start a thread in", &error))?;
     let host = Arc::new(Host {
         window,
-        binding: binding_of(config, server.control.system_identifier),
+        binding: binding.unwrap_or_else(|| binding_of(config, server.control.system_identifier)),
         told_to_end: AtomicBool::new(false),
+        ended: AtomicBool::new(false),
         askers: AtomicUsize::new(0),
     });
     kill_point("worker: started");
     let answering = Arc::clone(&host);
-    std::thread::spawn(move || accept(&answering, &listener));
-    while host.is_needed(&server, &place) {
+    let listener_address = place.socket_address();
+    let accepting = std::thread::spawn(move || accept(&answering, &listener));
+    while host.is_needed(&server, &place) && !told_to_end.load(Ordering::SeqCst) {
         interrupt::sleep(LOOK);
     }
+    host.end(&listener_address);
+    let _ = accepting.join();
     place.leave();
     Ok(())
 }
@@ -106,6 +121,7 @@ pub fn is_recovering(pgdata: &Path) -> bool {
 /// The window's directory, held by a lock while this lives.
 struct Place {
     directory: PathBuf,
+    opened: File,
     lock: File,
 }
 
@@ -114,10 +130,13 @@ impl Place {
     fn claim(wal_directory: &Path) -> Result<Option<Place>, Failure> {
         let directory = wal_directory.join(DIRECTORY);
         let absolute = std::path::absolute(&directory).unwrap_or(directory);
-        match claim(&absolute) {
-            Ok(lock) => Ok(lock.map(|lock| Place { directory: absolute, lock })),
-            Err(error) => Err(failed("claim", &absolute, &error)),
-        }
+        let claimed = claim(&absolute).and_then(|lock| match lock {
+            Some(lock) => {
+                Ok(Some(Place { opened: File::open(&absolute)?, directory: absolute.clone(), lock }))
+            }
+            None => Ok(None),
+        });
+        claimed.map_err(|error| failed("claim", &absolute, &error))
     }
 
     fn failed(&self, verb: &str, error: &io::Error) -> Failure {
@@ -125,11 +144,14 @@ impl Place {
     }
 
     fn listen(&self) -> io::Result<UnixListener> {
-        // A socket's path is short; the directory's need not be.
-        std::env::set_current_dir(&self.directory)?;
-        let listener = UnixListener::bind(SOCKET)?;
-        fs::set_permissions(SOCKET, fs::Permissions::from_mode(0o600))?;
+        let listener = UnixListener::bind(self.socket_address())?;
+        fs::set_permissions(self.directory.join(SOCKET), fs::Permissions::from_mode(0o600))?;
         Ok(listener)
+    }
+
+    /// A socket's path is short; the directory's need not be.
+    fn socket_address(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.opened.as_raw_fd())).join(SOCKET)
     }
 
     /// Whether the directory still is the one that was claimed.
@@ -220,6 +242,7 @@ struct Host {
     window: Window,
     binding: Binding,
     told_to_end: AtomicBool,
+    ended: AtomicBool,
     askers: AtomicUsize,
 }
 
@@ -230,6 +253,12 @@ impl Host {
             && self.window.idle() < idle_limit()
             && is_recovering(&server.path)
             && place.is_there()
+    }
+
+    /// Lets the accepting thread see that it is over.
+    fn end(&self, address: &Path) {
+        self.ended.store(true, Ordering::SeqCst);
+        let _ = UnixStream::connect(address);
     }
 
     fn answer(&self, stream: &mut UnixStream) -> io::Result<()> {
@@ -261,6 +290,9 @@ impl Host {
 
 fn accept(host: &Arc<Host>, listener: &UnixListener) {
     for stream in listener.incoming() {
+        if host.ended.load(Ordering::SeqCst) {
+            return;
+        }
         let Ok(mut stream) = stream else { continue };
         if host.askers.fetch_add(1, Ordering::SeqCst) >= MOST_ASKERS {
             host.askers.fetch_sub(1, Ordering::SeqCst);

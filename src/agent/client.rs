@@ -1,0 +1,199 @@
+//! wal-push's and wal-fetch's side: ask the agent, and know when to do without.
+//!
+//! What must hold: an agent's word counts only if it runs as this user or root, names the file that was asked for, and came as a whole answer in a protocol that is known. Everything else, silence above all,
+//! means that the asker does the work itself.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{getsockopt, sockopt};
+
+use super::protocol::{
+    AgentStatus, Answer, Ask, LONGEST_LINE, PushAsk, Question, Settings, VERSION, WindowAsk, cause_of,
+};
+use crate::config::Config;
+use crate::config::fingerprint::store_variables;
+use crate::error::Failure;
+use crate::exit_status::Cause;
+use crate::interrupt;
+
+use crate::pg::WalSegmentName;
+use crate::wal::archive_file::ArchiveFile;
+use crate::wal::prefetch::client::binding_of;
+use crate::wal::server_directory::ServerDirectory;
+
+/// An agent that has said nothing for so long hangs.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How often a wait looks for signals.
+const LOOK: Duration = Duration::from_millis(100);
+/// What an answer may take beyond the patience that the agent has with the store.
+const ALLOWANCE: Duration = Duration::from_secs(5);
+
+/// Lets the agent archive the file: in a few words how, or `None` if there is no agent for it. A failure is the store's or the file's, told as if it had happened here.
+pub fn push_through_agent(config: &Config, file: &ArchiveFile) -> Result<Option<String>, Failure> {
+    let Some(stream) = connect(&config.agent_socket) else { return Ok(None) };
+    let Ok(path) = std::path::absolute(file.path()) else { return Ok(None) };
+    let server = ServerDirectory::locate(file.path(), config.pgdata.as_deref(), config.pgdata_origin)?;
+    let ask = Ask::Push(PushAsk {
+        settings: settings(config),
+        path,
+        pgdata: server.and_then(|server| std::path::absolute(server.path).ok()),
+        stamp: file.stamp(),
+        patience_milliseconds: u64::try_from(config.wal.push_deadline.as_millis()).unwrap_or(u64::MAX),
+    });
+    let until = Instant::now() + config.wal.push_deadline + ALLOWANCE;
+    match converse(stream, ask, until) {
+        Ok(Answer::Archived { name, how }) if name == file.name.to_string() => Ok(Some(how)),
+        Ok(Answer::Failed { cause, message, hint }) => match cause_of(&cause) {
+            // It was told to end, or made a mistake: its work can be done here.
+            None | Some(Cause::Interrupted | Cause::Internal) => {
+                tracing::info!("without the agent: {message}");
+                Ok(None)
+            }
+            Some(cause) => Err(Failure { hint, ..Failure::new(cause, message) }),
+        },
+        Ok(Answer::Other { why }) => {
+            tracing::info!("without the agent: {why}");
+            Ok(None)
+        }
+        Ok(_) => Ok(None),
+        Err(error) => {
+            tracing::info!("without the agent: {}", crate::error::system_words(&error));
+            Ok(None)
+        }
+    }
+}
+
+/// Lets the agent keep a window; false if there is none that does.
+pub fn keep_window_in_agent(
+    config: &Config,
+    server: &ServerDirectory,
+    wal_directory: &Path,
+    after: WalSegmentName,
+) -> bool {
+    let Some(stream) = connect(&config.agent_socket) else { return false };
+    let (Ok(pgdata), Ok(wal_directory)) =
+        (std::path::absolute(&server.path), std::path::absolute(wal_directory))
+    else {
+        return false;
+    };
+    let ask = Ask::Window(WindowAsk {
+        settings: settings(config),
+        pgdata,
+        wal_directory,
+        after,
+        binding: binding_of(config, server.control.system_identifier),
+    });
+    matches!(converse(stream, ask, Instant::now() + ALLOWANCE), Ok(Answer::Kept))
+}
+
+/// How the agent is; an error in the system's words if none answers.
+pub fn status(socket: &Path) -> io::Result<AgentStatus> {
+    let stream = UnixStream::connect(socket)?;
+    match converse(stream, Ask::Status {}, Instant::now() + ALLOWANCE)? {
+        Answer::Status(status) => Ok(*status),
+        Answer::Other { why } => Err(io::Error::other(why)),
+        _ => Err(io::Error::other("its answer makes no sense")),
+    }
+}
+
+/// `None` if nobody listens, or somebody who may not.
+fn connect(socket: &Path) -> Option<UnixStream> {
+    let stream = UnixStream::connect(socket).ok()?;
+    let own = nix::unistd::geteuid().as_raw();
+    match getsockopt(&stream, sockopt::PeerCredentials) {
+        Ok(peer) if peer.uid() == own || peer.uid() == 0 => Some(stream),
+        // Another user's agent could acknowledge what was never archived.
+        Ok(peer) => {
+            tracing::warn!(
+                "without the agent: what listens at {} runs as user {}",
+                socket.display(),
+                peer.uid()
+            );
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let in_a_directory = config.repository.url.starts_with("file:");
+    Settings {
+        fingerprint: config.settings_fingerprint(),
+        variables: if in_a_directory { Vec::new() } else { store_variables() },
+        cluster: config.cluster.to_string(),
+    }
+}
+
+/// Asks, and waits for the last word.
+fn converse(mut stream: UnixStream, ask: Ask, until: Instant) -> io::Result<Answer> {
+    let question = Question { version: VERSION, walhold: env!("CARGO_PKG_VERSION").to_owned(), ask };
+    let mut line = serde_json::to_vec(&question).map_err(io::Error::other)?;
+    line.push(b'\n');
+    stream.set_write_timeout(Some(SILENCE))?;
+    stream.set_read_timeout(Some(LOOK))?;
+    stream.write_all(&line)?;
+    let mut held = Vec::new();
+    let mut heard = Instant::now();
+    loop {
+        if interrupt::requested().is_some() {
+            return Err(io::Error::other("interrupted by a signal"));
+        }
+        if heard.elapsed() >= SILENCE || Instant::now() >= until {
+            return Err(io::Error::other("it does not answer"));
+        }
+        match read_line(&mut stream, &mut held) {
+            Ok(line) => match serde_json::from_slice(&line) {
+                Ok(Answer::Wait) => heard = Instant::now(),
+                Ok(answer) => return Ok(answer),
+                Err(_) => return Err(io::Error::other("its answer makes no sense")),
+            },
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The next whole line; what came of it stays in `held` where the wait for the rest is over.
+pub(super) fn read_line(from: &mut impl io::Read, held: &mut Vec<u8>) -> io::Result<Vec<u8>> {
+    loop {
+        if let Some(end) = held.iter().position(|byte| *byte == b'\n') {
+            let mut line: Vec<u8> = held.drain(..=end).collect();
+            line.pop();
+            return Ok(line);
+        }
+        let mut buffer = [0; 4096];
+        let length = from.read(&mut buffer)?;
+        if length == 0 {
+            return Err(io::Error::other("the other side ended in the middle"));
+        }
+        if held.len() + length > LONGEST_LINE {
+            return Err(io::Error::other("the other side says too much"));
+        }
+        held.extend_from_slice(buffer.get(..length).unwrap_or_default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_are_cut_or_endless_are_no_answers() {
+        let mut held = Vec::new();
+        let mut bytes: &[u8] = b"{\"wait\"";
+        assert!(read_line(&mut bytes, &mut held).is_err());
+        let endless = vec![b'x'; 2 * LONGEST_LINE];
+        assert!(read_line(&mut endless.as_slice(), &mut Vec::new()).is_err());
+        let mut held = Vec::new();
+        let mut bytes: &[u8] = b"one\ntwo\n";
+        assert_eq!(read_line(&mut bytes, &mut held).unwrap(), b"one");
+        assert_eq!(read_line(&mut bytes, &mut held).unwrap(), b"two");
+    }
+}

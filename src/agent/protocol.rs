@@ -1,0 +1,165 @@
+//! What askers and the agent say to each other: one JSON object per line, a question and then answers.
+//!
+//! The first member of a question is the protocol's version; an agent that does not know it, or is another version of walhold, answers `other`. While the work takes time the agent says `wait` twice a second, so that
+//! an asker can tell work from a hang.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::exit_status::Cause;
+use crate::format::Digest;
+use crate::pg::WalSegmentName;
+use crate::wal::archive_file::FileStamp;
+
+/// The protocol that this build speaks.
+pub const VERSION: u32 = 1;
+/// Longer lines are somebody else's.
+pub const LONGEST_LINE: usize = 256 << 10;
+
+/// A question.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// [`VERSION`].
+    pub version: u32,
+    /// walhold's version.
+    pub walhold: String,
+    /// What is wanted.
+    pub ask: Ask,
+}
+
+/// What is wanted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Ask {
+    /// Archive a file.
+    Push(PushAsk),
+    /// Keep the next segments ready for a server that recovers.
+    Window(WindowAsk),
+    /// Tell how things are.
+    Status {},
+}
+
+/// The asker's settings, as far as both must have the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// [`crate::config::Config::settings_fingerprint`].
+    pub fingerprint: Digest,
+    /// [`crate::config::fingerprint::store_variables`]: the agent may have more, but no other values.
+    pub variables: Vec<(String, String)>,
+    /// The name under which the cluster archives.
+    pub cluster: String,
+}
+
+/// A file that is to be archived.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PushAsk {
+    /// See [`Settings`].
+    pub settings: Settings,
+    /// Absolute.
+    pub path: PathBuf,
+    /// The data directory that the asker found it to belong to, absolute.
+    pub pgdata: Option<PathBuf>,
+    /// The file as the asker has it open.
+    pub stamp: FileStamp,
+    /// How long a failing store is asked again.
+    pub patience_milliseconds: u64,
+}
+
+/// A window that is to be kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WindowAsk {
+    /// See [`Settings`].
+    pub settings: Settings,
+    /// Absolute.
+    pub pgdata: PathBuf,
+    /// Absolute.
+    pub wal_directory: PathBuf,
+    /// The segment that the server got last.
+    pub after: WalSegmentName,
+    /// Who asks the window has this.
+    pub binding: Digest,
+}
+
+/// An answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Work is under way; another answer follows.
+    Wait,
+    /// The file is durable in the repository.
+    Archived {
+        /// Its name, for the asker to compare.
+        name: String,
+        /// How that came to be, for the log.
+        how: String,
+    },
+    /// The window is or will be kept.
+    Kept,
+    /// It could not be done.
+    Failed {
+        /// [`Cause::name`].
+        cause: String,
+        /// One line.
+        message: String,
+        /// The next step.
+        hint: Option<String>,
+    },
+    /// The asker has to do it: another version, other settings, another file.
+    Other {
+        /// Why.
+        why: String,
+    },
+    /// How things are.
+    Status(Box<AgentStatus>),
+}
+
+/// How an agent is: docs/json.md.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// walhold's version.
+    pub version: String,
+    /// The process.
+    pub pid: u32,
+    /// When it began.
+    pub since: jiff::Timestamp,
+    /// Without secrets.
+    pub repository: String,
+    /// Resident memory now, in bytes.
+    pub memory_bytes: u64,
+    /// Questions of askers with other settings or of another version.
+    pub refused: u64,
+    /// One per directory of WAL that was archived from.
+    pub archives: Vec<ArchiveStatus>,
+    /// Directories of WAL with a window.
+    pub windows: Vec<PathBuf>,
+}
+
+/// One directory of WAL.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ArchiveStatus {
+    /// The name under which it archives.
+    pub cluster: String,
+    /// The cluster.
+    pub system_identifier: String,
+    /// The directory.
+    pub directory: PathBuf,
+    /// The file that PostgreSQL asked for last.
+    pub last_asked: Option<String>,
+    /// Files acknowledged.
+    pub acknowledged: u64,
+    /// Files archived before PostgreSQL asked for them.
+    pub ahead: u64,
+    /// Files that are archived and not asked for yet, or under way.
+    pub waiting: u64,
+    /// Failures told to PostgreSQL.
+    pub failures: u64,
+    /// The last of them.
+    pub last_failure: Option<String>,
+}
+
+/// The cause of this name.
+pub fn cause_of(name: &str) -> Option<Cause> {
+    Cause::ALL.into_iter().find(|cause| cause.name() == name)
+}

@@ -1,0 +1,354 @@
+//! Listens, answers, and ends in good order.
+//!
+//! In: connections of this user and of root. Out: answers. What must hold: one agent per socket (a lock beside it); a socket that only its owner may use; SIGTERM lets what was asked be finished within
+//! ten seconds, then everybody else goes on without the agent.
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{getsockopt, sockopt};
+
+use super::archiver::{Archiver, PushOrder};
+use super::client::read_line;
+use super::protocol::{AgentStatus, Answer, Ask, PushAsk, Question, Settings, VERSION, WindowAsk};
+use crate::config::fingerprint::store_variables;
+use crate::config::{Config, PgdataOrigin};
+use crate::error::{Failure, system_words};
+use crate::exit_status::Cause;
+use crate::interrupt;
+use crate::local::durable::parent_of;
+use crate::local::kill_point::kill_point;
+use crate::repository;
+use crate::wal::archive_file::ArchiveFile;
+use crate::wal::prefetch::worker::{self, WindowOrder};
+use crate::wal::push::Writing;
+
+/// How often an asker is told that its work is under way.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How often the agent looks for signals.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long an asker may take to say what it wants.
+const PATIENCE_WITH_ASKER: Duration = Duration::from_secs(5);
+/// Askers at once; more are turned away and do the work themselves.
+const MOST_ASKERS: usize = 64;
+/// What is under way when the agent is told to end has so long.
+const LAST_PATIENCE: Duration = Duration::from_secs(10);
+
+struct Agent {
+    config: Config,
+    variables: Vec<(String, String)>,
+    archiver: Arc<Archiver>,
+    windows: Mutex<HashMap<PathBuf, ()>>,
+    since: jiff::Timestamp,
+    refused: AtomicU64,
+    askers: AtomicUsize,
+    ending: AtomicBool,
+}
+
+/// Runs until a signal asks it to end.
+pub fn run(config: &Config, writing: Writing) -> Result<(), Failure> {
+    let socket = &config.agent_socket;
+    let failed = |verb: &str, error: &io::Error| {
+        Failure::new(Cause::FileUnusable, format!("{verb} {}: {}", socket.display(), system_words(error)))
+            .with_hint("agent.socket must lie in a directory that the agent's user owns")
+    };
+    let (listener, _lock) = listen(socket).map_err(|error| failed("listen at", &error))?;
+    let agent = Arc::new(Agent {
+        config: config.clone(),
+        variables: store_variables(),
+        archiver: Arc::new(Archiver::new(config.clone(), writing)),
+        windows: Mutex::default(),
+        since: jiff::Timestamp::now(),
+        refused: AtomicU64::new(0),
+        askers: AtomicUsize::new(0),
+        ending: AtomicBool::new(false),
+    });
+    let answering = Arc::clone(&agent);
+    let accepting = std::thread::spawn(move || accept(&answering, &listener));
+    tracing::info!("the agent listens at {}", socket.display());
+    notify("READY=1");
+    while interrupt::sleep(Duration::from_secs(1)) {}
+    notify("STOPPING=1");
+    agent.ending.store(true, Ordering::SeqCst);
+    // New askers find nobody and do the work themselves.
+    let _ = fs::remove_file(socket);
+    agent.wait_for_the_last();
+    drop(accepting);
+    tracing::info!("the agent ended");
+    Ok(())
+}
+
+/// Takes the place of an agent that is gone, never of a living one.
+fn listen(socket: &Path) -> io::Result<(UnixListener, File)> {
+    DirBuilder::new().recursive(true).mode(0o700).create(parent_of(socket))?;
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".lock");
+    let lock = File::options().write(true).create(true).truncate(false).open(&name)?;
+    if lock.try_lock().is_err() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens there"));
+    }
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
+    Ok((listener, lock))
+}
+
+fn accept(agent: &Arc<Agent>, listener: &UnixListener) {
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else {
+            // Out of descriptors: others go without us for a moment.
+            std::thread::sleep(LOOK);
+            continue;
+        };
+        if agent.ending.load(Ordering::SeqCst) || !may_ask(&stream) {
+            continue;
+        }
+        if agent.askers.fetch_add(1, Ordering::SeqCst) >= MOST_ASKERS {
+            agent.askers.fetch_sub(1, Ordering::SeqCst);
+            continue;
+        }
+        let agent = Arc::clone(agent);
+        std::thread::spawn(move || {
+            // An asker that went away has no use for an answer.
+            let _ = agent.answer(&mut stream);
+            agent.askers.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+fn may_ask(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    getsockopt(stream, sockopt::PeerCredentials).is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+}
+
+impl Agent {
+    fn wait_for_the_last(&self) {
+        let until = Instant::now() + LAST_PATIENCE;
+        let keeps_windows = || !self.windows.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        while (self.askers.load(Ordering::SeqCst) > 0 || keeps_windows()) && Instant::now() < until {
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn answer(self: &Arc<Self>, stream: &mut UnixStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(PATIENCE_WITH_ASKER))?;
+        stream.set_write_timeout(Some(PATIENCE_WITH_ASKER))?;
+        let line = read_line(stream, &mut Vec::new())?;
+        let question = match read_question(&line) {
+            Ok(question) => question,
+            Err(why) => {
+                self.refused.fetch_add(1, Ordering::SeqCst);
+                return say(stream, &Answer::Other { why });
+            }
+        };
+        kill_point("agent: asked");
+        match question.ask {
+            Ask::Status {} => say(stream, &Answer::Status(Box::new(self.status()))),
+            Ask::Window(ask) => say(stream, &self.keep_window(ask)),
+            Ask::Push(ask) => {
+                let (report, reports) = channel();
+                let agent = Arc::clone(self);
+                std::thread::Builder::new().name("push".to_owned()).spawn(move || {
+                    let _ = report.send(agent.push(&ask));
+                })?;
+                loop {
+                    match reports.recv_timeout(HEARTBEAT) {
+                        Ok(answer) => {
+                            kill_point("agent: before answer");
+                            return say(stream, &answer);
+                        }
+                        Err(RecvTimeoutError::Timeout) => say(stream, &Answer::Wait)?,
+                        Err(RecvTimeoutError::Disconnected) => {
+                            return say(
+                                stream,
+                                &failed_answer(&Failure::new(Cause::Internal, "a thread died")),
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Why the asker is none of ours, if so.
+    fn differs(&self, settings: &Settings) -> Option<String> {
+        if settings.fingerprint != self.config.settings_fingerprint() {
+            return Some("the agent has other settings".to_owned());
+        }
+        let other = settings
+            .variables
+            .iter()
+            .find(|(name, value)| !self.variables.iter().any(|(known, own)| known == name && own == value));
+        other.map(|(name, _)| format!("{name} is not what it is for the agent"))
+    }
+
+    fn push(&self, ask: &PushAsk) -> Answer {
+        let cluster = match (self.differs(&ask.settings), ask.settings.cluster.parse()) {
+            (None, Ok(cluster)) => cluster,
+            (why, _) => return self.refuse(why.unwrap_or_else(|| "this is no cluster's name".to_owned())),
+        };
+        let file = match ArchiveFile::open(&ask.path, ask.pgdata.as_deref(), PgdataOrigin::Flag) {
+            Ok(file) if file.stamp() == ask.stamp => file,
+            Ok(_) => return self.refuse("the agent sees another file under this path".to_owned()),
+            // Perhaps in a container: the asker could open it.
+            Err(error) => return self.refuse(format!("the agent cannot use the file: {error}")),
+        };
+        let name = file.name.to_string();
+        let deadline = Instant::now() + Duration::from_millis(ask.patience_milliseconds.min(86_400_000));
+        let order = PushOrder { cluster, file, pgdata: ask.pgdata.as_deref(), deadline };
+        match self.archiver.push(order) {
+            Ok(how) => Answer::Archived { name, how },
+            Err(failure) => failed_answer(&failure),
+        }
+    }
+
+    fn keep_window(self: &Arc<Self>, ask: WindowAsk) -> Answer {
+        let cluster = match (self.differs(&ask.settings), ask.settings.cluster.parse()) {
+            (None, Ok(cluster)) => cluster,
+            (why, _) => return self.refuse(why.unwrap_or_else(|| "this is no cluster's name".to_owned())),
+        };
+        let directory = ask.wal_directory.clone();
+        let is_new = self
+            .windows
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(directory.clone(), ())
+            .is_none();
+        if is_new {
+            let agent = Arc::clone(self);
+            let started = std::thread::Builder::new().name("window".to_owned()).spawn(move || {
+                let config = Config { cluster, ..agent.config.clone() };
+                let order = WindowOrder {
+                    pgdata: ask.pgdata,
+                    wal_directory: ask.wal_directory,
+                    after: ask.after,
+                    binding: Some(ask.binding),
+                };
+                if let Err(failure) = worker::run(&config, &order, &agent.ending) {
+                    tracing::warn!("no prefetch in {}: {failure}", order.wal_directory.display());
+                }
+                agent.windows.lock().unwrap_or_else(PoisonError::into_inner).remove(&order.wal_directory);
+            });
+            if started.is_err() {
+                self.windows.lock().unwrap_or_else(PoisonError::into_inner).remove(&directory);
+                return self.refuse("the agent could start no thread".to_owned());
+            }
+        }
+        Answer::Kept
+    }
+
+    fn refuse(&self, why: String) -> Answer {
+        if self.refused.fetch_add(1, Ordering::SeqCst) == 0 {
+            tracing::warn!("an asker goes on without the agent: {why}");
+        }
+        Answer::Other { why }
+    }
+
+    fn status(&self) -> AgentStatus {
+        let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        AgentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            since: self.since,
+            repository: repository::display_url(&self.config.repository),
+            memory_bytes: resident_bytes().unwrap_or(0),
+            refused: self.refused.load(Ordering::SeqCst),
+            archives: self.archiver.status(),
+            windows: windows.keys().cloned().collect(),
+        }
+    }
+}
+
+/// The version is looked at before anything else: another one may have other members.
+fn read_question(line: &[u8]) -> Result<Question, String> {
+    let value: serde_json::Value =
+        serde_json::from_slice(line).map_err(|_| "the question makes no sense".to_owned())?;
+    let version = value.get("version").and_then(serde_json::Value::as_u64);
+    let walhold = value.get("walhold").and_then(serde_json::Value::as_str).unwrap_or_default();
+    if version != Some(u64::from(VERSION)) || walhold != env!("CARGO_PKG_VERSION") {
+        return Err(format!("the agent is walhold {}: restart it", env!("CARGO_PKG_VERSION")));
+    }
+    serde_json::from_value(value).map_err(|_| "the question makes no sense".to_owned())
+}
+
+fn failed_answer(failure: &Failure) -> Answer {
+    Answer::Failed {
+        cause: failure.cause.name().to_owned(),
+        message: failure.message.clone(),
+        hint: failure.hint.clone(),
+    }
+}
+
+fn say(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer).map_err(io::Error::other)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+/// Tells systemd, if it wants to know (`Type=notify`).
+fn notify(state: &str) {
+    let Some(place) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let send = || -> io::Result<()> {
+        let socket = UnixDatagram::unbound()?;
+        match place.as_bytes().strip_prefix(b"@") {
+            Some(name) => socket.send_to_addr(state.as_bytes(), &SocketAddr::from_abstract_name(name)?)?,
+            None => socket.send_to(state.as_bytes(), Path::new(&place))?,
+        };
+        Ok(())
+    };
+    if let Err(error) = send() {
+        tracing::debug!("notify systemd: {}", system_words(&error));
+    }
+}
+
+/// `VmRSS`.
+fn resident_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_of_other_versions_and_nonsense_are_refused() {
+        let status =
+            format!(r#"{{"version":1,"walhold":"{}","ask":{{"status":{{}}}}}}"#, env!("CARGO_PKG_VERSION"));
+        assert!(read_question(status.as_bytes()).is_ok());
+        let other = status.replace("\"version\":1", "\"version\":2");
+        assert!(read_question(other.as_bytes()).unwrap_err().ends_with("restart it"));
+        let older = status.replace(env!("CARGO_PKG_VERSION"), "0.0.1");
+        assert!(read_question(older.as_bytes()).is_err());
+        for nonsense in ["", "{}", "GET / HTTP/1.1", "[1]", &status.replace("status", "delete")] {
+            assert!(read_question(nonsense.as_bytes()).is_err(), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_living_agent_s_place_is_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("agent.socket");
+        let first = listen(&socket).unwrap();
+        assert_eq!(listen(&socket).unwrap_err().to_string(), "another agent listens there");
+        drop(first);
+        // What a killed one left is.
+        assert!(socket.exists());
+        let (_listener, _lock) = listen(&socket).unwrap();
+        assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}
