@@ -10,6 +10,7 @@ pub mod command;
 pub mod config;
 pub mod error;
 pub mod exit_status;
+pub mod fan_out;
 pub mod format;
 pub mod interrupt;
 pub mod local;

@@ -97,6 +97,14 @@ pub enum BackupError {
         /// What is wrong.
         problem: String,
     },
+    /// An expire is deleting, or has deleted, what the backup's manifest would point to.
+    #[error("backup {id} cannot be completed: {tombstone} says that what it points to is being deleted")]
+    Expiring {
+        /// The backup.
+        id: BackupId,
+        /// The object that says so.
+        tombstone: String,
+    },
     /// A thread ended in a way that threads must not end.
     #[error("a backup job ended unexpectedly")]
     JobLost,
@@ -115,7 +123,7 @@ impl Explain for BackupError {
             BackupError::Unusable { .. } | BackupError::BadManifest { .. } => Cause::Damaged,
             BackupError::Refused { .. } => Cause::Refused,
             BackupError::SessionLost(_) => Cause::Server,
-            BackupError::Taken(_) => Cause::Conflict,
+            BackupError::Taken(_) | BackupError::Expiring { .. } => Cause::Conflict,
             BackupError::Interrupted => Cause::Interrupted,
             BackupError::WalMissing { .. } => Cause::Gap,
             BackupError::NoSuchBackup { .. } => Cause::NotFound,
@@ -149,6 +157,10 @@ impl Explain for BackupError {
             BackupError::NoSuchBackup { .. } => Some("walhold backup-list shows what there is".to_owned()),
             BackupError::BadManifest { .. } => Some(
                 "restore this object from a copy of the repository, or use another backup: walhold backup-list"
+                    .to_owned(),
+            ),
+            BackupError::Expiring { .. } => Some(
+                "start it again; if this happens to a backup that ran all the time, retention.attempt_grace is too short for it or its host could not announce that it is at work"
                     .to_owned(),
             ),
             BackupError::Interrupted | BackupError::JobLost => None,

@@ -18,6 +18,7 @@ pub mod publish;
 pub mod rate_limit;
 pub mod relation_file;
 pub mod session;
+pub mod tombstone;
 pub mod wait_for_wal;
 
 use std::path::Path;

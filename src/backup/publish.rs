@@ -1,7 +1,7 @@
 //! Publishing a manifest: from then on the backup exists.
 
 use super::list::manifest_facts;
-use super::{BackupError, BackupRequest};
+use super::{BackupError, BackupRequest, tombstone};
 use crate::codec::encode::{ChunkSource, SinkError, encode_object};
 use crate::format::envelope::{CHUNK_SIZE, ObjectFacts};
 use crate::format::keys;
@@ -34,6 +34,7 @@ pub fn publish_manifest(request: &BackupRequest<'_>, manifest: &Manifest) -> Res
         ..manifest_facts(summary.system_identifier)
     };
     let body = manifest.encode();
+    tombstone::check_before_publish(request.repository, request.cluster, &summary.id, &manifest.packs)?;
     let mut publication =
         request.repository.publish(&key, Naming::ByStore, body.len() as u64 + index.len() as u64)?;
     let encoded = encode_object(Body(&body), &facts, &key, &request.sealing, |_| index, &mut publication)?;

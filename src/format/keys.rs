@@ -8,6 +8,8 @@
 //! <cluster>/backups/<backup-id>/manifest
 //! <cluster>/backups/<backup-id>/intent/<time>
 //! <cluster>/packs/<backup-id>/<number>
+//! <cluster>/expire/<time>
+//! <cluster>/verify/<time>
 //! <cluster>/marks/<backup-id>/<time>-permanent | <time>-impermanent
 //! ```
 
@@ -153,6 +155,11 @@ pub fn intent(cluster: &ClusterName, id: &BackupId, at: jiff::Timestamp) -> Obje
     ObjectKey(format!("{cluster}/backups/{id}/intent/{}", at.strftime("%Y%m%dT%H%M%SZ")))
 }
 
+/// The folder of all packs.
+pub fn packs(cluster: &ClusterName) -> String {
+    format!("{cluster}/packs")
+}
+
 /// The folder of one backup's packs.
 pub fn packs_folder(cluster: &ClusterName, id: &BackupId) -> String {
     format!("{cluster}/packs/{id}")
@@ -166,6 +173,26 @@ pub fn pack(cluster: &ClusterName, id: &BackupId, number: u32) -> ObjectKey {
 /// The folder of all marks.
 pub fn marks(cluster: &ClusterName) -> String {
     format!("{cluster}/marks")
+}
+
+/// The folder of what expire is deleting.
+pub fn tombstones(cluster: &ClusterName) -> String {
+    format!("{cluster}/expire")
+}
+
+/// What one expire is deleting.
+pub fn tombstone(cluster: &ClusterName, at: jiff::Timestamp) -> ObjectKey {
+    ObjectKey(format!("{cluster}/expire/{}", at.strftime("%Y%m%dT%H%M%S.%6fZ")))
+}
+
+/// The folder of what verify found.
+pub fn verifications(cluster: &ClusterName) -> String {
+    format!("{cluster}/verify")
+}
+
+/// What one verify found.
+pub fn verification(cluster: &ClusterName, at: jiff::Timestamp) -> ObjectKey {
+    ObjectKey(format!("{cluster}/verify/{}", at.strftime("%Y%m%dT%H%M%S.%6fZ")))
 }
 
 /// One mark on a backup; the newest one counts.

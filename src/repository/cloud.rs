@@ -268,6 +268,23 @@ impl CloudStore {
         Ok(names.into_iter().collect())
     }
 
+    /// What lies directly below `folder`: objects, and the names of folders in order.
+    pub(super) fn list_level(
+        &self,
+        folder: &str,
+        patience: Patience,
+    ) -> Result<(Vec<RawObject>, Vec<String>), RepositoryError> {
+        let (mut objects, mut names) = (Vec::new(), BTreeSet::new());
+        self.pages("list", &as_prefix(folder), Some(Cow::Borrowed("/")), patience, |page| {
+            let found = page.objects.iter();
+            objects.extend(found.filter_map(|meta| Some(raw_object(&self.relative(&meta.location)?, meta))));
+            let folders = page.common_prefixes.iter().filter_map(|path| self.relative(path));
+            let last = |path: String| path.rsplit('/').next().map(str::to_owned);
+            names.extend(folders.filter_map(last).filter(|name| !is_hidden(name)));
+        })?;
+        Ok((objects, names.into_iter().collect()))
+    }
+
     /// Every page of a listing, each with its own attempts.
     fn pages(
         &self,

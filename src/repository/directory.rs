@@ -201,6 +201,20 @@ impl DirectoryStore {
         Ok(names)
     }
 
+    /// Files below a folder under the names that staging uses: ours, and `<name>#<number>`, object_store's.
+    pub(super) fn leftovers(
+        &self,
+        folder: &str,
+        patience: Patience,
+    ) -> Result<Vec<RawObject>, RepositoryError> {
+        let place = self.place("list", folder)?;
+        retried("list", folder, patience, |_| {
+            let mut found = Vec::new();
+            walk_staged(&place, folder, DEEPEST, &mut found)?;
+            Ok(found)
+        })
+    }
+
     /// Removes one object; success if it is gone already. Folders stay.
     pub(super) fn delete(&self, path: &str, patience: Patience) -> Result<(), RepositoryError> {
         let place = self.place("delete", path)?;
@@ -434,6 +448,40 @@ fn walk(
         }
     }
     Ok(Walk::On)
+}
+
+/// Whether a file of this name is an object that was never published.
+fn is_staged(name: &str) -> bool {
+    let ours = name.starts_with('.') && name.contains(".walhold-");
+    let theirs = name.rsplit_once('#').is_some_and(|(stem, number)| {
+        !stem.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+    });
+    ours || theirs
+}
+
+fn walk_staged(place: &Path, folder: &str, depth: usize, found: &mut Vec<RawObject>) -> Result<(), Failed> {
+    let read = match fs::read_dir(place) {
+        Ok(read) => read,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(classify("list", folder, &error)),
+    };
+    for entry in read {
+        let entry = entry.map_err(|error| classify("list", folder, &error))?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let path = below(folder, &name);
+        // Links are not followed: nothing beyond the repository is touched.
+        let metadata = match entry.metadata() {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(classify("list", &path, &error)),
+        };
+        if metadata.is_dir() && depth > 0 && !is_hidden(&name) && name != LOST_AND_FOUND {
+            walk_staged(&entry.path(), &path, depth - 1, found)?;
+        } else if metadata.is_file() && is_staged(&name) {
+            found.push(raw_object(&path, &metadata));
+        }
+    }
+    Ok(())
 }
 
 fn below(folder: &str, name: &str) -> String {

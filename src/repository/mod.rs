@@ -238,6 +238,23 @@ impl Repository {
         read::list(self, folder)
     }
 
+    /// The same as [`Repository::list`], for folders with many objects: the folders of the first `depth` levels are
+    /// listed one by one, `threads` at once, because a cloud store gives one listing's pages only one after the other.
+    pub fn list_in_parallel(
+        &self,
+        folder: &str,
+        depth: usize,
+        threads: usize,
+    ) -> Result<Vec<StoredObject>, RepositoryError> {
+        read::list_in_parallel(self, folder, depth, threads)
+    }
+
+    /// What publications that were interrupted left behind below a cluster's folder and in the folder of temporary
+    /// objects: in no listing, and nobody's any more once it is old.
+    pub fn leftovers(&self, cluster: &str) -> Result<Vec<StoredObject>, RepositoryError> {
+        read::leftovers(self, cluster)
+    }
+
     /// The names of the folders directly below a folder, in order.
     pub fn list_folders(&self, folder: &str) -> Result<Vec<String>, RepositoryError> {
         self.shared.store.list_folders(folder, self.patience)

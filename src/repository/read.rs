@@ -5,6 +5,7 @@ use super::store::Store;
 use super::{Naming, Patience, Repository, RepositoryError, StoredObject};
 use crate::codec::decode::ObjectSource;
 use crate::codec::encode::SinkError;
+use crate::fan_out;
 use crate::format::marker::{FORMAT_VERSION, Marker};
 use crate::format::{ObjectKey, keys};
 
@@ -105,6 +106,46 @@ pub(super) fn list(repository: &Repository, folder: &str) -> Result<Vec<StoredOb
     let found = shared.store.list(folder, repository.patience)?;
     let visible = found.into_iter().filter(|object| !is_hidden(&object.path));
     Ok(visible.map(|object| object.named(shared.marker.create_only)).collect())
+}
+
+pub(super) fn list_in_parallel(
+    repository: &Repository,
+    folder: &str,
+    depth: usize,
+    threads: usize,
+) -> Result<Vec<StoredObject>, RepositoryError> {
+    let shared = &repository.shared;
+    if shared.store.is_directory() {
+        return list(repository, folder);
+    }
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    for _ in 0..depth {
+        let levels =
+            fan_out::map(&folders, threads, |folder| shared.store.list_level(folder, repository.patience));
+        let mut below = Vec::new();
+        for (folder, level) in folders.iter().zip(levels) {
+            let (objects, names) = level?;
+            found.extend(objects);
+            below.extend(names.into_iter().map(|name| format!("{folder}/{name}")));
+        }
+        folders = below;
+    }
+    for part in fan_out::map(&folders, threads, |folder| shared.store.list(folder, repository.patience)) {
+        found.extend(part?);
+    }
+    found.retain(|object| !is_hidden(&object.path));
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found.into_iter().map(|object| object.named(shared.marker.create_only)).collect())
+}
+
+pub(super) fn leftovers(
+    repository: &Repository,
+    cluster: &str,
+) -> Result<Vec<StoredObject>, RepositoryError> {
+    let shared = &repository.shared;
+    let found = shared.store.leftovers(cluster, repository.patience)?;
+    Ok(found.into_iter().map(|object| object.named(shared.marker.create_only)).collect())
 }
 
 /// The marker; `None` if the store says there is none.

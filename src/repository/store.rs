@@ -4,7 +4,7 @@ use super::cloud::CloudStore;
 use super::cloud_publish::CloudUpload;
 use super::directory::DirectoryStore;
 use super::directory_publish::{DirectoryPublication, RawPublished};
-use super::naming::RawObject;
+use super::naming::{RawObject, TEMPORARY_FOLDER};
 use super::{Naming, Patience, RepositoryError};
 use crate::format::marker::CreateOnly;
 
@@ -169,6 +169,31 @@ impl Store {
         match self {
             Store::Directory(store) => store.list_folders(folder, patience),
             Store::Cloud(store) => store.list_folders(folder, patience),
+        }
+    }
+
+    /// What lies directly below `folder`: objects, and the names of folders in order.
+    pub(super) fn list_level(
+        &self,
+        folder: &str,
+        patience: Patience,
+    ) -> Result<(Vec<RawObject>, Vec<String>), RepositoryError> {
+        match self {
+            // Its folders cost nothing apiece: one walk is as good.
+            Store::Directory(store) => Ok((store.list(folder, patience)?, Vec::new())),
+            Store::Cloud(store) => store.list_level(folder, patience),
+        }
+    }
+
+    /// What interrupted publications left behind.
+    pub(super) fn leftovers(
+        &self,
+        cluster: &str,
+        patience: Patience,
+    ) -> Result<Vec<RawObject>, RepositoryError> {
+        match self {
+            Store::Directory(store) => store.leftovers(cluster, patience),
+            Store::Cloud(store) => store.list(TEMPORARY_FOLDER, patience),
         }
     }
 
