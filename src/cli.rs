@@ -16,6 +16,7 @@ use crate::command::backup_push::BackupPushArgs;
 use crate::command::backup_show::BackupShowArgs;
 use crate::command::completions::CompletionsArgs;
 use crate::command::config::ConfigArgs;
+use crate::command::expire::ExpireArgs;
 use crate::command::init::InitArgs;
 use crate::command::keygen::KeygenArgs;
 use crate::command::man::ManArgs;
@@ -94,6 +95,36 @@ pub struct RateLimitFlag {
     pub rate_limit: Option<OsString>,
 }
 
+// Flags of settings that only `expire` takes.
+#[allow(missing_docs)]
+#[derive(Debug, Default, clap::Args)]
+pub struct RetentionFlags {
+    /// Keep the newest so many backups
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<OsString>,
+    /// Keep every moment within this time recoverable, such as 7d
+    #[arg(long, value_name = "TIME")]
+    pub keep_within: Option<OsString>,
+    /// Keep the newest backup of each of the last so many days that have one
+    #[arg(long, value_name = "N")]
+    pub daily: Option<OsString>,
+    /// The same for weeks
+    #[arg(long, value_name = "N")]
+    pub weekly: Option<OsString>,
+    /// The same for months
+    #[arg(long, value_name = "N")]
+    pub monthly: Option<OsString>,
+    /// The same for years
+    #[arg(long, value_name = "N")]
+    pub yearly: Option<OsString>,
+    /// The time zone in which days begin [default: UTC]
+    #[arg(long, value_name = "ZONE")]
+    pub time_zone: Option<OsString>,
+    /// How long to wait between announcing and deleting [default: 1min]
+    #[arg(long, value_name = "TIME")]
+    pub grace: Option<OsString>,
+}
+
 /// The commands.
 #[derive(Debug, clap::Subcommand)]
 #[command(subcommand_value_name = "COMMAND", subcommand_help_heading = "Commands")]
@@ -114,6 +145,13 @@ pub enum Verb {
     BackupList(BackupListArgs),
     BackupShow(BackupShowArgs),
     BackupMark(BackupMarkArgs),
+    #[command(visible_alias = "delete")]
+    Expire {
+        #[command(flatten)]
+        args: ExpireArgs,
+        #[command(flatten)]
+        retention: Box<RetentionFlags>,
+    },
     #[command(visible_alias = "backup-fetch")]
     Restore {
         #[command(flatten)]
@@ -141,6 +179,10 @@ impl CommandLine {
             Verb::Restore { jobs, .. } => (jobs.jobs.take(), None),
             _ => (None, None),
         };
+        let retention = match &mut self.verb {
+            Verb::Expire { retention, .. } => std::mem::take(&mut **retention),
+            _ => RetentionFlags::default(),
+        };
         let flags = [
             ("--repository", settings.repository),
             ("--cluster", settings.cluster),
@@ -150,6 +192,14 @@ impl CommandLine {
             ("--log-level", settings.log_level),
             ("--jobs", jobs),
             ("--rate-limit", rate_limit),
+            ("--keep-last", retention.keep_last),
+            ("--keep-within", retention.keep_within),
+            ("--daily", retention.daily),
+            ("--weekly", retention.weekly),
+            ("--monthly", retention.monthly),
+            ("--yearly", retention.yearly),
+            ("--time-zone", retention.time_zone),
+            ("--grace", retention.grace),
         ];
         let given = flags.into_iter().filter_map(|(flag, text)| Some((flag, text?)));
         Sources::of_process(given.collect(), settings.config)
@@ -184,7 +234,7 @@ pub fn definition() -> clap::Command {
 }
 
 /// Commands that are planned and not there yet.
-const NOT_YET: [&str; 5] = ["expire", "verify", "status", "check", "wal-verify"];
+const NOT_YET: [&str; 4] = ["verify", "status", "check", "wal-verify"];
 
 fn usage_failure(error: &clap::Error) -> Failure {
     let context = |kind| match error.get(kind) {
@@ -214,9 +264,8 @@ fn usage_failure(error: &clap::Error) -> Failure {
 }
 
 fn unknown_verb(verb: &str) -> Failure {
-    let planned = if verb == "delete" { "expire" } else { verb };
-    if NOT_YET.contains(&planned) {
-        return Failure::new(Cause::Usage, format!("{planned} is not available in this version of walhold"))
+    if NOT_YET.contains(&verb) {
+        return Failure::new(Cause::Usage, format!("{verb} is not available in this version of walhold"))
             .with_hint("walhold --help lists the commands");
     }
     let commands = definition();

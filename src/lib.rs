@@ -20,4 +20,5 @@ pub mod pg;
 pub mod progress;
 pub mod repository;
 pub mod restore;
+pub mod retention;
 pub mod wal;

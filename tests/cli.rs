@@ -49,6 +49,7 @@ fn help_of_every_command() {
         "backup-list",
         "backup-show",
         "backup-mark",
+        "expire",
         "restore",
         "config",
         "keygen",
@@ -96,8 +97,8 @@ fn usage_errors_end_with_the_status_that_the_reader_understands() {
         (vec!["backup-fetch", "--nonsense"], 2),
         (vec!["config", "--nonsense"], 2),
         (vec!["keygen", "--nonsense"], 2),
-        (vec!["delete"], 2),
-        (vec!["expire"], 2),
+        (vec!["delete", "--nonsense"], 2),
+        (vec!["expire", "--nonsense"], 2),
     ] {
         let output = run(&arguments);
         assert_eq!(output.status.code(), Some(status), "{arguments:?}: {output:?}");
@@ -117,8 +118,8 @@ fn usage_errors_to_the_letter() {
         (vec!["wal-psuh", "x"], "unknown command \"wal-psuh\"  HINT: did you mean wal-push?"),
         (vec!["nonsense"], "unknown command \"nonsense\"  HINT: walhold --help lists the commands"),
         (
-            vec!["delete"],
-            "expire is not available in this version of walhold  HINT: walhold --help lists the commands",
+            vec!["check"],
+            "check is not available in this version of walhold  HINT: walhold --help lists the commands",
         ),
         (
             vec!["config", "--jsn"],

@@ -10,15 +10,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::BackupError;
 use super::marks::{self, Mark};
 use crate::codec::KeyRing;
-use crate::codec::decode::{DecodeError, Expected, ObjectTail, decode_object, read_tail};
+use crate::codec::decode::{
+    DecodeError, Expected, ObjectTail, decode_object, decode_with_workers, read_tail,
+};
 use crate::format::envelope::{ObjectFacts, ObjectKind};
-use crate::format::manifest::{BackupSummary, Manifest};
+use crate::format::manifest::{BackupSummary, Manifest, PackEntry, PackScan};
 use crate::format::{BackupId, ClusterName, keys};
 use crate::pg::SystemIdentifier;
 use crate::repository::{Naming, Repository, RepositoryObject, StoredObject};
 
 /// Manifests that are read at once.
-const READERS: usize = 8;
+const READERS: usize = 32;
 
 /// Where backups are looked for.
 #[derive(Clone, Copy)]
@@ -115,13 +117,14 @@ impl Catalogue<'_> {
     }
 
     /// The clusters that archive under this name.
-    fn systems(&self) -> Result<Vec<SystemIdentifier>, BackupError> {
+    pub fn systems(&self) -> Result<Vec<SystemIdentifier>, BackupError> {
         let objects = self.repository.list(&keys::identities(self.cluster))?;
         let parse = |object: &StoredObject| object.key.name().strip_suffix(".json")?.parse().ok();
         Ok(objects.iter().filter_map(parse).collect())
     }
 
-    fn read_summary(
+    /// One manifest's summary; `systems` are those of [`Catalogue::systems`].
+    pub fn read_summary(
         &self,
         id: &BackupId,
         object: &StoredObject,
@@ -204,6 +207,26 @@ impl Catalogue<'_> {
             return Err(BackupError::BadManifest { id, problem });
         }
         Ok(manifest)
+    }
+
+    /// The packs that a backup points to, without the rest of its manifest: that may be large.
+    pub fn packs_of(
+        &self,
+        id: &BackupId,
+        object: &StoredObject,
+        systems: &[SystemIdentifier],
+    ) -> Result<Vec<PackEntry>, BackupError> {
+        let source = RepositoryObject { repository: self.repository, object };
+        let mut scan = PackScan::default();
+        let tail = self.of_any_system(id, systems, |expected| {
+            scan = PackScan::default();
+            decode_with_workers(&source, expected, self.keys, 1, &mut |bytes| {
+                scan.feed(bytes);
+                Ok(())
+            })
+        })?;
+        summary_of(id, &tail)?;
+        scan.finish().map_err(|error| BackupError::BadManifest { id: id.clone(), problem: error.to_string() })
     }
 
     /// Whether the newest mark of a backup says permanent.

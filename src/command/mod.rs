@@ -10,6 +10,7 @@ pub mod backup_push;
 pub mod backup_show;
 pub mod completions;
 pub mod config;
+pub mod expire;
 pub mod init;
 pub mod keygen;
 pub mod man;

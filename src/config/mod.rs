@@ -64,6 +64,10 @@ pub struct Config {
     pub jobs: usize,
     /// Bytes per second that a backup may write to the repository; `None` for no limit.
     pub rate_limit: Option<u64>,
+    /// What `expire` keeps.
+    pub retention: RetentionSettings,
+    /// What `status` calls unhealthy.
+    pub status: StatusSettings,
     /// WAL settings.
     pub wal: WalSettings,
     /// Where the agent listens.
@@ -105,6 +109,40 @@ impl fmt::Debug for EncryptionSettings {
             .field("key_command", &self.key_command.as_deref().map(redact::command_name))
             .finish()
     }
+}
+
+/// `[retention]`. The policies combine: what one of them keeps is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetentionSettings {
+    /// The newest so many.
+    pub keep_last: Option<u32>,
+    /// Every moment within this time.
+    pub keep_within: Option<Duration>,
+    /// The newest of each of so many days.
+    pub daily: Option<u32>,
+    /// Of weeks.
+    pub weekly: Option<u32>,
+    /// Of months.
+    pub monthly: Option<u32>,
+    /// Of years.
+    pub yearly: Option<u32>,
+    /// Where days begin.
+    pub time_zone: String,
+    /// Between announcing and deleting.
+    pub grace: Duration,
+    /// After which an unfinished backup without a sign of life is dead.
+    pub attempt_grace: Duration,
+}
+
+/// `[status]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusSettings {
+    /// A last backup older than this is overdue.
+    pub max_backup_age: Duration,
+    /// A newest segment archived longer ago than this is late; `None`: not judged.
+    pub max_archive_age: Option<Duration>,
+    /// A last verification older than this is overdue; `None`: not judged.
+    pub max_verify_age: Option<Duration>,
 }
 
 /// `[wal]`.
@@ -224,6 +262,8 @@ impl Config {
                 Some(Value::Bytes(bytes)) => Some(*bytes),
                 _ => None,
             },
+            retention: effective.retention(),
+            status: effective.status(),
             wal: effective.wal(),
             log: effective.log(),
             file: effective.file,
@@ -297,6 +337,42 @@ impl Effective {
         match self.value(setting) {
             Some(Value::Duration(length)) => *length,
             _ => default,
+        }
+    }
+
+    fn optional_duration(&self, setting: &Setting) -> Option<Duration> {
+        match self.value(setting) {
+            Some(Value::Duration(length)) => Some(*length),
+            _ => None,
+        }
+    }
+
+    fn count(&self, setting: &Setting) -> Option<u32> {
+        match self.value(setting) {
+            Some(Value::Number(number)) => u32::try_from(*number).ok(),
+            _ => None,
+        }
+    }
+
+    fn retention(&self) -> RetentionSettings {
+        RetentionSettings {
+            keep_last: self.count(&schema::KEEP_LAST),
+            keep_within: self.optional_duration(&schema::KEEP_WITHIN),
+            daily: self.count(&schema::DAILY),
+            weekly: self.count(&schema::WEEKLY),
+            monthly: self.count(&schema::MONTHLY),
+            yearly: self.count(&schema::YEARLY),
+            time_zone: self.text(&schema::RETENTION_ZONE).unwrap_or_else(|| "UTC".to_owned()),
+            grace: self.duration(&schema::RETENTION_GRACE, Duration::from_secs(60)),
+            attempt_grace: self.duration(&schema::ATTEMPT_GRACE, Duration::from_secs(86_400)),
+        }
+    }
+
+    fn status(&self) -> StatusSettings {
+        StatusSettings {
+            max_backup_age: self.duration(&schema::MAX_BACKUP_AGE, Duration::from_secs(26 * 3_600)),
+            max_archive_age: self.optional_duration(&schema::MAX_ARCHIVE_AGE),
+            max_verify_age: self.optional_duration(&schema::MAX_VERIFY_AGE),
         }
     }
 
@@ -437,6 +513,20 @@ mod tests {
             [backup]
             jobs = 3
             rate_limit = "50MB"
+            [retention]
+            keep_last = 2
+            keep_within = "7d"
+            daily = 3
+            weekly = 4
+            monthly = 5
+            yearly = 6
+            time_zone = "Europe/Berlin"
+            grace = "0s"
+            attempt_grace = "2d"
+            [status]
+            max_backup_age = "8d"
+            max_archive_age = "1h"
+            max_verify_age = "30d"
             [wal]
             push_deadline = "2s"
             fetch_deadline = "3s"
@@ -461,6 +551,19 @@ mod tests {
         assert_eq!(config.compression, Compression::Zstd(-3));
         assert_eq!(config.encryption.key_files, [Path::new("/key:1")]);
         assert_eq!((config.jobs, config.rate_limit), (3, Some(50 << 20)));
+        let retention = &config.retention;
+        assert_eq!(
+            (retention.keep_last, retention.keep_within),
+            (Some(2), Some(Duration::from_secs(604_800)))
+        );
+        let periods = [retention.daily, retention.weekly, retention.monthly, retention.yearly];
+        assert_eq!(periods, [Some(3), Some(4), Some(5), Some(6)]);
+        assert_eq!((retention.time_zone.as_str(), retention.grace), ("Europe/Berlin", Duration::ZERO));
+        assert_eq!(retention.attempt_grace, Duration::from_secs(172_800));
+        let status = &config.status;
+        assert_eq!(status.max_backup_age, Duration::from_secs(691_200));
+        assert_eq!(status.max_archive_age, Some(Duration::from_secs(3_600)));
+        assert_eq!(status.max_verify_age, Some(Duration::from_secs(2_592_000)));
         let seconds = |length: Duration| length.as_secs();
         let wal = &config.wal;
         assert_eq!([wal.push_deadline, wal.fetch_deadline, wal.history_deadline].map(seconds), [2, 3, 4]);

@@ -71,6 +71,8 @@ pub enum Kind {
     Duration(u64, u64),
     /// true or false.
     Boolean,
+    /// A time zone's name in the database that PostgreSQL uses too.
+    TimeZone,
 }
 
 const SECOND: u64 = 1_000;
@@ -201,6 +203,126 @@ pub static RATE_LIMIT: Setting = Setting {
     ..PLAIN
 };
 
+/// Newest backups kept.
+pub static KEEP_LAST: Setting = Setting {
+    key: "retention.keep_last",
+    variable: "WALHOLD_RETENTION_KEEP_LAST",
+    flag: Some("--keep-last"),
+    kind: Kind::Number(1, 100_000),
+    meaning: "Keep the newest so many backups. The retention settings combine: `expire` deletes what none of them keeps. None of them set: `expire` refuses. See docs/retention.md.",
+    ..PLAIN
+};
+
+/// The recovery window.
+pub static KEEP_WITHIN: Setting = Setting {
+    key: "retention.keep_within",
+    variable: "WALHOLD_RETENTION_KEEP_WITHIN",
+    flag: Some("--keep-within"),
+    kind: Kind::Duration(60 * SECOND, 36_500 * DAY),
+    meaning: "Keep every moment within this time recoverable: its backups, the one before them, and all WAL since. Older backups that are kept for other reasons then keep only the WAL that they need themselves.",
+    ..PLAIN
+};
+
+/// Newest backup of each of so many days.
+pub static DAILY: Setting = Setting {
+    key: "retention.daily",
+    variable: "WALHOLD_RETENTION_DAILY",
+    flag: Some("--daily"),
+    kind: Kind::Number(1, 100_000),
+    meaning: "Keep the newest backup of each of the last so many days that have one.",
+    ..PLAIN
+};
+
+/// Newest backup of each of so many weeks (Monday to Sunday).
+pub static WEEKLY: Setting = Setting {
+    key: "retention.weekly",
+    variable: "WALHOLD_RETENTION_WEEKLY",
+    flag: Some("--weekly"),
+    kind: Kind::Number(1, 100_000),
+    meaning: "Keep the newest backup of each of the last so many weeks (Monday to Sunday) that have one.",
+    ..PLAIN
+};
+
+/// Newest backup of each of so many months.
+pub static MONTHLY: Setting = Setting {
+    key: "retention.monthly",
+    variable: "WALHOLD_RETENTION_MONTHLY",
+    flag: Some("--monthly"),
+    kind: Kind::Number(1, 100_000),
+    meaning: "Keep the newest backup of each of the last so many months that have one.",
+    ..PLAIN
+};
+
+/// Newest backup of each of so many years.
+pub static YEARLY: Setting = Setting {
+    key: "retention.yearly",
+    variable: "WALHOLD_RETENTION_YEARLY",
+    flag: Some("--yearly"),
+    kind: Kind::Number(1, 100_000),
+    meaning: "Keep the newest backup of each of the last so many years that have one.",
+    ..PLAIN
+};
+
+/// Where days begin.
+pub static RETENTION_ZONE: Setting = Setting {
+    key: "retention.time_zone",
+    variable: "WALHOLD_RETENTION_TIME_ZONE",
+    flag: Some("--time-zone"),
+    kind: Kind::TimeZone,
+    default: Fallback::Text("UTC"),
+    meaning: "The time zone in which days, weeks, months and years begin.",
+    ..PLAIN
+};
+
+/// Time between announcement and deletion.
+pub static RETENTION_GRACE: Setting = Setting {
+    key: "retention.grace",
+    variable: "WALHOLD_RETENTION_GRACE",
+    flag: Some("--grace"),
+    kind: Kind::Duration(0, 7 * DAY),
+    default: Fallback::Text("1min"),
+    meaning: "How long `expire` waits between announcing what it will delete and looking again. Backups at work are safe whatever this says; it is for stores whose listings lag, and for whoever reads an old backup just now.",
+    ..PLAIN
+};
+
+/// When an unfinished backup counts as dead.
+pub static ATTEMPT_GRACE: Setting = Setting {
+    key: "retention.attempt_grace",
+    variable: "WALHOLD_RETENTION_ATTEMPT_GRACE",
+    kind: Kind::Duration(600 * SECOND, 365 * DAY),
+    default: Fallback::Text("1d"),
+    meaning: "How long after its last sign of life an unfinished backup may still be resumed; then `expire` deletes what it stored.",
+    ..PLAIN
+};
+
+/// When a backup is overdue.
+pub static MAX_BACKUP_AGE: Setting = Setting {
+    key: "status.max_backup_age",
+    variable: "WALHOLD_STATUS_MAX_BACKUP_AGE",
+    kind: Kind::Duration(60 * SECOND, 3_650 * DAY),
+    default: Fallback::Text("26h"),
+    meaning: "`status` calls the cluster unhealthy when its last backup is older than this.",
+    ..PLAIN
+};
+
+/// When the archive lags.
+pub static MAX_ARCHIVE_AGE: Setting = Setting {
+    key: "status.max_archive_age",
+    variable: "WALHOLD_STATUS_MAX_ARCHIVE_AGE",
+    kind: Kind::Duration(SECOND, 3_650 * DAY),
+    meaning: "`status` calls the cluster unhealthy when the newest WAL segment was archived longer ago than this. Unset: not judged, because an idle server without `archive_timeout` archives nothing.",
+    ..PLAIN
+};
+
+/// When a verification is overdue.
+pub static MAX_VERIFY_AGE: Setting = Setting {
+    key: "status.max_verify_age",
+    variable: "WALHOLD_STATUS_MAX_VERIFY_AGE",
+    kind: Kind::Duration(60 * SECOND, 3_650 * DAY),
+    meaning: "`status` calls the cluster unhealthy when the last `verify` is older than this. Unset: not judged.",
+    ..PLAIN
+};
+
 /// wal-push's patience.
 pub static WAL_PUSH_DEADLINE: Setting = Setting {
     key: "wal.push_deadline",
@@ -314,7 +436,7 @@ pub static LOG_LEVEL: Setting = Setting {
 };
 
 /// Every setting, in the order in which they are shown.
-pub static SETTINGS: [&Setting; 22] = [
+pub static SETTINGS: [&Setting; 34] = [
     &REPOSITORY_URL,
     &CLUSTER,
     &PGDATA,
@@ -326,6 +448,18 @@ pub static SETTINGS: [&Setting; 22] = [
     &KEY_COMMAND,
     &JOBS,
     &RATE_LIMIT,
+    &KEEP_LAST,
+    &KEEP_WITHIN,
+    &DAILY,
+    &WEEKLY,
+    &MONTHLY,
+    &YEARLY,
+    &RETENTION_ZONE,
+    &RETENTION_GRACE,
+    &ATTEMPT_GRACE,
+    &MAX_BACKUP_AGE,
+    &MAX_ARCHIVE_AGE,
+    &MAX_VERIFY_AGE,
     &WAL_PUSH_DEADLINE,
     &WAL_FETCH_DEADLINE,
     &WAL_HISTORY_DEADLINE,

@@ -77,6 +77,7 @@ impl Kind {
                 duration_exact(Duration::from_millis(greatest))
             ),
             Kind::Boolean => "true or false".to_owned(),
+            Kind::TimeZone => "a time zone such as Europe/Berlin or UTC".to_owned(),
         }
     }
 
@@ -128,6 +129,7 @@ impl Kind {
                 "false" => Ok(Value::Boolean(false)),
                 _ => Err(Refusal::NotAllowed),
             },
+            Kind::TimeZone => allowed(jiff::tz::TimeZone::get(text).is_ok(), Value::Text(text.to_owned())),
             Kind::Text | Kind::Path | Kind::AbsolutePath | Kind::AbsolutePaths => {
                 Ok(Value::Text(text.to_owned()))
             }

@@ -6,6 +6,9 @@
 mod bytes;
 mod decode;
 mod encode;
+mod pack_scan;
+
+pub use pack_scan::PackScan;
 
 use serde::{Deserialize, Serialize};
 

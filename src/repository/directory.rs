@@ -226,6 +226,13 @@ impl DirectoryStore {
         self.absence_needs_a_repository(deleted == Deleted::Before)
     }
 
+    /// Removes a folder if it is empty. One that stays does no harm.
+    pub(super) fn remove_empty_folder(&self, folder: &str) {
+        if let (false, Ok(place)) = (folder.is_empty(), self.place("delete", folder)) {
+            let _ = fs::remove_dir(place);
+        }
+    }
+
     /// The file that `path` stands for. Nothing that a listing or a damaged record says leads out of the root.
     pub(super) fn place(&self, verb: &'static str, path: &str) -> Result<PathBuf, RepositoryError> {
         let is_inside = path.is_empty()

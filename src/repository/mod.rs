@@ -260,6 +260,11 @@ impl Repository {
         self.shared.store.list_folders(folder, self.patience)
     }
 
+    /// Removes a folder that holds nothing any more, where folders are things of their own; a folder that is not empty stays.
+    pub fn remove_empty_folder(&self, folder: &str) {
+        self.shared.store.remove_empty_folder(folder);
+    }
+
     /// Deletes one object; success if it is already gone. Only `expire` and cleaning up after oneself call this.
     pub fn delete(&self, object: &StoredObject) -> Result<(), RepositoryError> {
         self.shared.store.delete(&object.path, self.patience)

@@ -212,6 +212,13 @@ impl Store {
         }
     }
 
+    /// Removes a folder if it is empty; cloud stores have none.
+    pub(super) fn remove_empty_folder(&self, folder: &str) {
+        if let Store::Directory(store) = self {
+            store.remove_empty_folder(folder);
+        }
+    }
+
     /// Removes one object; success if it is gone already.
     pub(super) fn delete(&self, path: &str, patience: Patience) -> Result<(), RepositoryError> {
         match self {

@@ -224,7 +224,7 @@ impl LineChoice {
 }
 
 /// Whether replay from this backup stays on the line.
-fn on_line(backup: &BackupSummary, line: &TimelineHistory) -> Result<(), String> {
+pub fn on_line(backup: &BackupSummary, line: &TimelineHistory) -> Result<(), String> {
     let sections =
         [(backup.start_timeline, backup.start_lsn.plus(1)), (backup.stop_timeline, backup.stop_lsn)];
     for (timeline, position) in sections {

@@ -20,7 +20,7 @@ pub mod start;
 pub mod stored_wal;
 pub mod sync;
 #[cfg(test)]
-mod synthetic;
+pub(crate) mod synthetic;
 pub mod target;
 pub mod target_files;
 pub mod time_text;

@@ -17,32 +17,32 @@ use crate::pg::{
     WalSegmentSize,
 };
 
-pub(super) fn tli(number: u32) -> TimelineId {
+pub(crate) fn tli(number: u32) -> TimelineId {
     TimelineId::new(number).unwrap()
 }
 
-pub(super) fn lsn(text: &str) -> Lsn {
+pub(crate) fn lsn(text: &str) -> Lsn {
     text.parse().unwrap()
 }
 
 /// Seconds after 2000-01-01 00:00:00 UTC.
-pub(super) fn second(seconds: i64) -> PgTimestamp {
+pub(crate) fn second(seconds: i64) -> PgTimestamp {
     PgTimestamp::new(seconds * 1_000_000)
 }
 
-pub(super) fn segment(timeline: u32, number: u64) -> WalSegmentName {
+pub(crate) fn segment(timeline: u32, number: u64) -> WalSegmentName {
     WalSegmentName::new(tli(timeline), WalSegmentNumber::new(number), WalSegmentSize::DEFAULT)
 }
 
 /// An archive with contents; segments of 16 MiB.
-pub(super) struct Archive {
-    pub(super) view: ArchiveView,
+pub(crate) struct Archive {
+    pub(crate) view: ArchiveView,
     indexes: BTreeMap<WalSegmentName, WalIndex>,
     ends: BTreeMap<WalSegmentName, Vec<TransactionEnd>>,
 }
 
 impl Archive {
-    pub(super) fn new() -> Archive {
+    pub(crate) fn new() -> Archive {
         Archive {
             view: ArchiveView::new(WalSegmentSize::DEFAULT),
             indexes: BTreeMap::new(),
@@ -52,7 +52,7 @@ impl Archive {
 
     /// A segment full of records, with these transactions: offset in the segment, xid, second (negative offsets mean an
     /// abort).
-    pub(super) fn segment(mut self, timeline: u32, number: u64, transactions: &[(i64, u32, i64)]) -> Archive {
+    pub(crate) fn segment(mut self, timeline: u32, number: u64, transactions: &[(i64, u32, i64)]) -> Archive {
         let name = segment(timeline, number);
         let start = name.start_lsn(WalSegmentSize::DEFAULT).unwrap();
         let end_of = |(offset, xid, time): &(i64, u32, i64)| TransactionEnd {
@@ -86,7 +86,7 @@ impl Archive {
         self
     }
 
-    pub(super) fn change(
+    pub(crate) fn change(
         mut self,
         timeline: u32,
         number: u64,
@@ -96,18 +96,18 @@ impl Archive {
         self
     }
 
-    pub(super) fn damaged(self, timeline: u32, number: u64, at: &str) -> Archive {
+    pub(crate) fn damaged(self, timeline: u32, number: u64, at: &str) -> Archive {
         let problem = "wrong CRC".to_owned();
         self.change(timeline, number, |index| index.verdict = RecordVerdict::Damaged { at: lsn(at), problem })
     }
 
-    pub(super) fn restore_point(self, timeline: u32, number: u64, at: &str, name: &str) -> Archive {
+    pub(crate) fn restore_point(self, timeline: u32, number: u64, at: &str, name: &str) -> Archive {
         let point =
             RestorePoint { lsn: lsn(at), end: lsn(at).plus(0x68), time: second(7), name: name.to_owned() };
         self.change(timeline, number, |index| index.restore_points.push(point))
     }
 
-    pub(super) fn history(mut self, timeline: u32, text: &str) -> Archive {
+    pub(crate) fn history(mut self, timeline: u32, text: &str) -> Archive {
         self.view.add_history(TimelineHistory::parse(tli(timeline), text).unwrap());
         self
     }
@@ -130,7 +130,7 @@ impl WalContents for Archive {
 }
 
 /// A backup on one timeline, from the beginning of segment `number` (plus 0x28) to 0x100 in it, complete at `stop`.
-pub(super) fn backup(timeline: u32, number: u64, stop: i64) -> BackupSummary {
+pub(crate) fn backup(timeline: u32, number: u64, stop: i64) -> BackupSummary {
     let name = segment(timeline, number);
     let start = name.start_lsn(WalSegmentSize::DEFAULT).unwrap();
     let started = second(stop - 1).to_jiff().unwrap();

@@ -40,6 +40,15 @@ impl ArchiveView {
         }
     }
 
+    /// Takes a segment out, as if it had been deleted.
+    pub fn remove_segment(&mut self, name: WalSegmentName) {
+        if let (Some(numbers), Some(number)) =
+            (self.segments.get_mut(&name.timeline), name.number(self.segment_size))
+        {
+            numbers.remove(&number);
+        }
+    }
+
     /// Adds a `.partial` segment.
     pub fn add_partial(&mut self, name: WalSegmentName) {
         self.partials.insert(name);

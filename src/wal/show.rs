@@ -298,6 +298,18 @@ fn segment_size(
     failure.map_or(Ok(None), Err)
 }
 
+/// The same from a listing of its WAL.
+pub fn segment_size_of(
+    repository: &Repository,
+    key_ring: &KeyRing,
+    system: SystemIdentifier,
+    objects: &[StoredObject],
+) -> Result<Option<WalSegmentSize>, ShowError> {
+    let is_segment = |object: &&StoredObject| object.key.name().parse::<WalSegmentName>().is_ok();
+    let few: Vec<StoredObject> = objects.iter().filter(is_segment).take(3).cloned().collect();
+    segment_size(repository, key_ring, system, &Inventory::of(few, ""))
+}
+
 /// A timeline as the listing shows it.
 struct Timeline<'a> {
     timeline: TimelineId,

@@ -15,6 +15,7 @@ use crate::codec::decode::{DecodeError, Expected, decode_object, read_tail};
 use crate::codec::encode::SinkError;
 use crate::error::Explain;
 use crate::exit_status::Cause;
+use crate::fan_out;
 use crate::format::envelope::{ObjectFacts, ObjectKind};
 use crate::format::wal_index::{RecordVerdict, TransactionEnd, WalIndex};
 use crate::format::{ClusterName, keys};
@@ -65,17 +66,39 @@ impl<'a> StoredSegments<'a> {
         keys: &'a KeyRing,
         of: WalOf<'a>,
     ) -> Result<StoredSegments<'a>, StoredSegmentsError> {
+        let objects = repository.list(&keys::wal_folder(of.cluster, of.system_identifier))?;
+        StoredSegments::from_objects(repository, keys, of, objects)
+    }
+
+    /// The same from a listing that the caller has already.
+    pub fn from_objects(
+        repository: &'a Repository,
+        keys: &'a KeyRing,
+        of: WalOf<'a>,
+        objects: Vec<StoredObject>,
+    ) -> Result<StoredSegments<'a>, StoredSegmentsError> {
         let view = ArchiveView::new(of.segment_size);
         let mut this = StoredSegments { repository, keys, of, view, objects: BTreeMap::new() };
-        for object in repository.list(&keys::wal_folder(of.cluster, of.system_identifier))? {
+        let mut histories = Vec::new();
+        for object in objects {
             match object.key.name().parse() {
                 Ok(ArchiveFileName::Segment(name)) => {
                     this.view.add_segment(name);
                     this.objects.entry(name).or_default().push(object);
                 }
                 Ok(ArchiveFileName::Partial(name)) => this.view.add_partial(name),
-                Ok(ArchiveFileName::TimelineHistory(timeline)) => this.read_history(timeline, &object)?,
+                Ok(ArchiveFileName::TimelineHistory(timeline)) => histories.push((timeline, object)),
                 Ok(ArchiveFileName::BackupHistory { .. }) | Err(_) => {}
+            }
+        }
+        let read =
+            fan_out::map(&histories, READERS, |(timeline, object)| this.read_history(*timeline, object));
+        for ((timeline, _), history) in histories.iter().zip(read) {
+            match history? {
+                Ok(history) => this.view.add_history(history),
+                Err(problem) => {
+                    this.view.unusable_histories.insert(*timeline, problem);
+                }
             }
         }
         Ok(this)
@@ -110,11 +133,17 @@ impl<'a> StoredSegments<'a> {
         Ok(true)
     }
 
+    /// The stored segments; more than one object under a name is damage.
+    pub fn objects(&self) -> &BTreeMap<WalSegmentName, Vec<StoredObject>> {
+        &self.objects
+    }
+
+    /// The history, or why it cannot be used.
     fn read_history(
-        &mut self,
+        &self,
         timeline: TimelineId,
         object: &StoredObject,
-    ) -> Result<(), StoredSegmentsError> {
+    ) -> Result<Result<TimelineHistory, String>, StoredSegmentsError> {
         let facts = self.facts(ObjectKind::TimelineHistory, object);
         let mut text = Vec::new();
         let read = self.decode(object, &facts, &mut |bytes| {
@@ -123,20 +152,12 @@ impl<'a> StoredSegments<'a> {
             }
             Ok(())
         });
-        let parsed = match read {
-            Ok(()) => {
-                TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text)).map_err(|e| e.to_string())
-            }
-            Err(error) if is_damage(&error) => Err(error.to_string()),
-            Err(error) => return Err(error.into()),
-        };
-        match parsed {
-            Ok(history) => self.view.add_history(history),
-            Err(problem) => {
-                self.view.unusable_histories.insert(timeline, problem);
-            }
+        match read {
+            Ok(()) => Ok(TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text))
+                .map_err(|error| error.to_string())),
+            Err(error) if is_damage(&error) => Ok(Err(error.to_string())),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
     fn facts(&self, kind: ObjectKind, object: &StoredObject) -> ObjectFacts {

@@ -138,7 +138,7 @@ fn decode_catalogue(reader: &mut Reader<'_>) -> Parsed<Vec<CatalogueEntry>> {
     Ok(entries)
 }
 
-fn decode_packs(reader: &mut Reader<'_>) -> Parsed<Vec<PackEntry>> {
+pub(super) fn decode_packs(reader: &mut Reader<'_>) -> Parsed<Vec<PackEntry>> {
     let count = reader.count(40, "the packs' backups")?;
     let mut backups: Vec<BackupId> = Vec::with_capacity(count);
     for _ in 0..count {

@@ -122,6 +122,27 @@ fn what_was_encoded_comes_back() {
 }
 
 #[test]
+fn packs_are_found_in_a_body_that_comes_in_pieces() {
+    let manifest = sample();
+    let body = manifest.encode();
+    for piece in [1, 7, 100, body.len()] {
+        let mut scan = PackScan::default();
+        body.chunks(piece).for_each(|bytes| scan.feed(bytes));
+        assert_eq!(scan.finish().unwrap(), manifest.packs, "in pieces of {piece}");
+    }
+    let scan = |bytes: &[u8]| {
+        let mut scan = PackScan::default();
+        scan.feed(bytes);
+        scan.finish()
+    };
+    assert!(scan(&body[..200]).is_err(), "a body that is cut off before its packs");
+    assert!(scan(b"").is_err());
+    let mut wrong = body;
+    wrong[0] = b'X';
+    assert!(scan(&wrong).is_err(), "another magic");
+}
+
+#[test]
 fn contiguous_whole_chunks_cost_little_more_than_their_digest() {
     let mut manifest = sample();
     let long = |count: u32| {
