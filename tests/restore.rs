@@ -200,6 +200,69 @@ fn tablespaces_go_where_they_are_mapped() {
     assert_eq!(contents(&original), before, "the original's tablespace was touched");
 }
 
+/// Replay of CREATE TABLESPACE goes to the original path, and removes what it finds there.
+#[test]
+fn a_tablespace_younger_than_the_backup_never_overwrites_the_original() {
+    let site = Site::start(Cluster::builder(15));
+    let cluster = &site.cluster;
+    let before = site.moment();
+    let original = cluster.directory("later");
+    cluster.execute(&format!("CREATE TABLESPACE later LOCATION '{}'", original.display()));
+    cluster.execute("CREATE TABLE spaced TABLESPACE later AS SELECT i FROM generate_series(1, 5000) i");
+    cluster.archive_now();
+    let (oid, files) =
+        (cluster.value("SELECT oid FROM pg_tablespace WHERE spcname = 'later'"), contents(&original));
+    assert!(!files.is_empty());
+    for role in [&["--clone"][..], &[]] {
+        let run = site.restore(&site.target("refused"), role);
+        assert_eq!(run.status, Some(3), "{run:?}");
+        let line = run.error_line();
+        assert!(
+            line.starts_with(&format!("tablespace {oid} was created after the backup began, at ")),
+            "{line}"
+        );
+        let used = format!(
+            "({}): replay creates it there again, and that directory is in use on this machine  HINT: take a newer backup",
+            original.display()
+        );
+        assert!(line.contains(&used), "{line}");
+        assert!(!site.target("refused").exists());
+    }
+    // A target before it, and a backup after it, are safe.
+    let until = ["--clone", "--target-lsn", &before.lsn];
+    site.started("before", &until, |_, client| {
+        assert_eq!(show(client, "SELECT count(*)::text FROM pg_tablespace WHERE spcname = 'later'"), "0");
+    });
+    assert_eq!(contents(&original), files, "the original's tablespace was touched");
+
+    // Another machine: the directory is not there, or empty.
+    let aside = original.with_file_name("aside");
+    fs::rename(&original, &aside).expect("put the directory aside");
+    let run = site.restore(&site.target("refused"), &["--clone"]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    assert!(run.error_line().contains("a clone must not share directories with its original"), "{run:?}");
+    let run = site.restore(&site.target("refused"), &["--start"]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    let create = format!("create it first: install -d -o {} ", nix_uid(&aside));
+    assert!(run.error_line().contains(&create), "{run:?}");
+    let run = site.restore(&site.target("refused"), &["--plan"]);
+    run.expect_success();
+    assert!(run.stdout.contains("before the server is started, install -d -o"), "{run:?}");
+    fs::create_dir(&original).expect("make an empty directory");
+    ServerUser::get().own(&original);
+    site.started("elsewhere", &["--clone"], |_, client| {
+        assert_eq!(show(client, "SELECT sum(i)::text FROM spaced"), "12502500");
+    });
+    assert!(fs::read_dir(&original).expect("list it").next().is_some(), "replay did not go there");
+    fs::remove_dir_all(&original).expect("remove the copy's directory");
+    fs::rename(&aside, &original).expect("put the directory back");
+}
+
+fn nix_uid(path: &Path) -> u32 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).expect("look at it").uid()
+}
+
 #[test]
 fn what_is_restored_is_what_was_backed_up_and_recovers_by_itself() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -10,6 +10,7 @@ pub mod configuration;
 pub mod error;
 pub mod fetch;
 pub mod finish;
+mod later_tablespaces;
 pub mod layout;
 pub mod packs;
 pub mod place;

@@ -154,6 +154,7 @@ pub fn make_plan(
     plan.warnings.extend(passed_over);
     plan.set_recovery(config)?;
     plan.look_into_configuration(repository, keys)?;
+    plan.look_for_later_tablespaces(&stored_wal)?;
     plan.add_warnings();
     Ok(plan)
 }

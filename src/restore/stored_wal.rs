@@ -9,7 +9,7 @@ use super::wal_path::WalPath;
 use crate::codec::KeyRing;
 use crate::format::ClusterName;
 use crate::format::manifest::BackupSummary;
-use crate::format::wal_index::{IndexChain, SegmentFacts, TransactionEnd, WalIndex};
+use crate::format::wal_index::{IndexChain, SegmentFacts, TablespaceEvent, TransactionEnd, WalIndex};
 use crate::pg::WalSegmentName;
 use crate::repository::Repository;
 use crate::wal::archive_view::ArchiveView;
@@ -52,6 +52,30 @@ impl<'a> StoredWal<'a> {
     /// What had to be done in another way than usual.
     pub fn notes(&self) -> Vec<String> {
         lock(&self.notes).clone()
+    }
+
+    /// Tablespaces made and dropped in the path's segments, in order, and how many segments do not tell of them: at most `most` of
+    /// those whose index does not are read whole.
+    pub fn tablespace_events(
+        &self,
+        path: &WalPath,
+        most: usize,
+    ) -> Result<(Vec<TablespaceEvent>, usize), RestoreError> {
+        self.load_missing(path)?;
+        let silent: Vec<WalSegmentName> = {
+            let indexes = lock(&self.indexes);
+            let is_silent =
+                |name: &WalSegmentName| indexes.get(name).is_none_or(|index| index.files.is_none());
+            path.segments.iter().map(|segment| segment.name).filter(is_silent).collect()
+        };
+        for name in silent.iter().take(most) {
+            let index = WalIndex { blocks: None, ..self.segments.scan(*name)?.0 };
+            lock(&self.indexes).insert(*name, Arc::new(index));
+        }
+        let facts = self.facts(path)?;
+        let events =
+            facts.into_iter().filter_map(|facts| facts.index.files).flat_map(|files| files.tablespaces);
+        Ok((events.collect(), silent.len().saturating_sub(most)))
     }
 
     /// Reads the indexes that are not known yet.
