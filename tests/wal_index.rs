@@ -5,6 +5,10 @@ mod support;
 
 #[path = "wal_index/arbitrary_bytes.rs"]
 mod arbitrary_bytes;
+#[path = "wal_index/blocks.rs"]
+mod blocks;
+#[path = "wal_index/blocks_workload.rs"]
+mod blocks_workload;
 #[path = "wal_index/damage.rs"]
 mod damage;
 #[path = "wal_index/oracle.rs"]

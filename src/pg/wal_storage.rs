@@ -27,8 +27,8 @@ pub enum StorageChange {
     },
     /// A fork ends at this block (`XLOG_SMGR_TRUNCATE`).
     ///
-    /// Of the visibility map it is the first *map* block that changed, the one whose last bits were cleared included: PostgreSQL's
-    /// own summaries put the heap's block number here, which is far beyond the map's end.
+    /// Of the visibility map it is the first *map* block that changed, the one whose last bits were cleared included: its change is
+    /// logged only where hint bits are. PostgreSQL's own summaries have the map's new length.
     Truncated {
         /// The relation.
         relation: RelFileLocator,
