@@ -34,6 +34,11 @@ pub fn as_postgres(directory: &Path, program: &str, arguments: &[&str]) -> Strin
 /// Makes a directory that belongs to `postgres`.
 pub fn directory_of_postgres(path: &Path) {
     std::fs::create_dir_all(path).expect("create a directory");
+    give_to_postgres(path);
+}
+
+/// Makes `postgres` the owner.
+pub fn give_to_postgres(path: &Path) {
     let owner =
         nix::unistd::User::from_name("postgres").expect("look up postgres").expect("user postgres exists");
     nix::unistd::chown(path, Some(owner.uid), Some(owner.gid)).expect("chown to postgres");
@@ -130,18 +135,29 @@ impl Cluster {
 
     /// Makes `count` segments of pgbench traffic and returns copies of them, named as they were.
     pub fn pgbench_segments(&self, count: usize, into: &Path) -> Vec<PathBuf> {
-        let socket = self.socket.display().to_string();
-        let bench = |arguments: &[&str]| {
-            let base = [&["-h", socket.as_str(), "-p", "54999"], arguments, &["postgres"]].concat();
-            as_postgres(&self.socket, &format!("{BIN}/pgbench"), &base);
-        };
-        bench(&["-i", "-q", "-s", "20"]);
-        self.sql("CHECKPOINT");
-        let first = self.current_segment();
-        while self.segments_since(&first) < count + 1 {
-            bench(&["-c", "4", "-j", "2", "-t", "4000"]);
-        }
+        let first = self.begin_pgbench();
+        self.write_pgbench_segments(&first, count);
         self.copy_segments(&first, count, into)
+    }
+
+    /// Makes pgbench's tables; the name of the segment that its traffic begins with.
+    pub fn begin_pgbench(&self) -> String {
+        self.pgbench(&["-i", "-q", "-s", "20"]);
+        self.sql("CHECKPOINT");
+        self.current_segment()
+    }
+
+    /// Lets pgbench run until `count` segments from `first` on are complete in pg_wal.
+    pub fn write_pgbench_segments(&self, first: &str, count: usize) {
+        while self.segments_since(first) < count + 1 {
+            self.pgbench(&["-c", "4", "-j", "2", "-t", "4000"]);
+        }
+    }
+
+    fn pgbench(&self, arguments: &[&str]) {
+        let socket = self.socket.display().to_string();
+        let base = [&["-h", socket.as_str(), "-p", "54999"], arguments, &["postgres"]].concat();
+        as_postgres(&self.socket, &format!("{BIN}/pgbench"), &base);
     }
 
     /// The same of rows of random text.
@@ -169,7 +185,8 @@ impl Cluster {
         self.complete_segments(first).len()
     }
 
-    fn complete_segments(&self, first: &str) -> Vec<PathBuf> {
+    /// The complete segments in pg_wal from `first` on.
+    pub fn complete_segments(&self, first: &str) -> Vec<PathBuf> {
         let current = self.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
         let mut names: Vec<PathBuf> = std::fs::read_dir(self.data.join("pg_wal"))
             .expect("list pg_wal")
@@ -198,11 +215,22 @@ impl Cluster {
             .collect()
     }
 
+    /// The server process that calls archive_command.
+    pub fn archiver(&self) -> u32 {
+        let pid = self.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'archiver'");
+        pid.parse().expect("the archiver runs")
+    }
+
     /// Sets a tool's archive_command and waits until the server uses it.
     pub fn archive_with(&self, command: &str) {
+        self.set_archive_command(command);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+
+    /// Tells the server of a new archive_command.
+    pub fn set_archive_command(&self, command: &str) {
         self.sql(&format!("ALTER SYSTEM SET archive_command = '{}'", command.replace('\'', "''")));
         self.sql("SELECT pg_reload_conf()");
-        std::thread::sleep(std::time::Duration::from_millis(300));
     }
 }
 

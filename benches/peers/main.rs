@@ -3,21 +3,26 @@
 //!
 //! `make bench-peers` runs it as root (servers and tools run as `postgres`). `BENCH_GB` (default 1.75) sizes the cluster,
 //! `BENCH_DIR` (default /var/tmp/walhold-bench) holds it, `BENCH_SEGMENTS` (default 35) is how many
-//! segments of each kind are pushed and fetched, `BENCH_ROUNDS` (default 5) how many backups and restores, `BENCH_ONLY` picks one of `wal`, `backup`.
+//! segments of each kind are pushed and fetched, `BENCH_ROUNDS` (default 5) how many backups and restores, `BENCH_BACKLOG` (default
+//! 200) how many segments wait in a backlog, `BENCH_ONLY` picks one of `wal`, `backlog`, `backup`.
 
+mod backlog;
 mod cluster;
 mod floor;
 mod measure;
 mod object_server;
+mod replay;
 mod tools;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use backlog::Backlog;
 use cluster::{Cluster, directory_of_postgres};
 use measure::{Cost, bytes_below, measure, median_wall, summary, warm};
 use object_server::ObjectServer;
+use replay::Replay;
 use tools::{Bench, Store, Tool};
 
 fn main() {
@@ -52,6 +57,19 @@ fn main() {
         for bench in [&bench, &s3] {
             wal(bench, &cluster, "pgbench", &pgbench);
             wal(bench, &cluster, "random text", &random);
+        }
+    }
+    if only.is_empty() || only == "backlog" {
+        let count: usize = variable("BENCH_BACKLOG", "200").parse().expect("BENCH_BACKLOG is a number");
+        let mut base = PathBuf::new();
+        let backlog =
+            Backlog::build(&cluster, count, || base = Replay::base_backup(&cluster, &run.join("base")));
+        let replay = Replay::new(base, &cluster, &backlog);
+        let server = ObjectServer::start(Duration::from_millis(40));
+        let s3 = bench.elsewhere(Store::S3(server.endpoint.clone()), &cluster);
+        for bench in [&bench, &s3] {
+            backlog.drain(bench, &cluster);
+            replay.run(bench, &cluster, &backlog);
         }
     }
     if only.is_empty() || only == "backup" {

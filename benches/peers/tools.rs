@@ -54,6 +54,8 @@ impl Store {
 pub struct Bench {
     /// Where the repositories are.
     pub store: Store,
+    /// What tells this set of repositories from others.
+    label: String,
     /// Everything lies below it.
     pub root: PathBuf,
     walhold: PathBuf,
@@ -74,40 +76,60 @@ impl Bench {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get()).to_string();
         let bench = Bench {
             store: Store::Directory,
+            label: String::new(),
             root: root.to_owned(),
             walhold: copy(walhold, "walhold"),
             walrus: copy(walrus, "walrus"),
             cores,
         };
-        for tool in Tool::ALL {
-            directory_of_postgres(&bench.repository(tool));
-        }
-        directory_of_postgres(&root.join("state"));
-        bench.configure_pgbackrest(cluster);
         bench.initialise(cluster);
         bench
     }
 
     /// The same tools with empty repositories elsewhere.
     pub fn elsewhere(&self, store: Store, cluster: &Cluster) -> Bench {
+        self.with(store, self.label.clone(), cluster)
+    }
+
+    /// The same tools with empty repositories in the same store.
+    pub fn fresh(&self, label: &str, cluster: &Cluster) -> Bench {
+        self.with(self.store.clone(), format!("-{}", label.replace(' ', "-")), cluster)
+    }
+
+    fn with(&self, store: Store, label: String, cluster: &Cluster) -> Bench {
         let (root, walhold, walrus) = (self.root.clone(), self.walhold.clone(), self.walrus.clone());
-        let bench = Bench { store, root, walhold, walrus, cores: self.cores.clone() };
+        let bench = Bench { store, label, root, walhold, walrus, cores: self.cores.clone() };
         bench.initialise(cluster);
         bench
     }
 
     fn initialise(&self, cluster: &Cluster) {
+        directory_of_postgres(&self.state());
+        if self.store == Store::Directory {
+            for tool in Tool::ALL {
+                directory_of_postgres(&self.repository(tool));
+            }
+            self.configure_pgbackrest(cluster);
+        }
         crate::measure::measure(&self.invocation(Tool::Walhold, cluster, &["init"]));
     }
 
     /// A tool's repository directory.
     pub fn repository(&self, tool: Tool) -> PathBuf {
-        self.root.join(format!("repository-{}", tool.name()))
+        self.root.join(format!("repository-{}{}", tool.name(), self.label))
+    }
+
+    fn state(&self) -> PathBuf {
+        self.root.join(format!("state{}", self.label))
+    }
+
+    fn pgbackrest_configuration(&self) -> PathBuf {
+        self.root.join(format!("pgbackrest{}.conf", self.label))
     }
 
     fn configure_pgbackrest(&self, cluster: &Cluster) {
-        let configuration = self.root.join("pgbackrest.conf");
-        let logs = self.root.join("pgbackrest-log");
+        let configuration = self.pgbackrest_configuration();
+        let logs = self.root.join(format!("pgbackrest-log{}", self.label));
         directory_of_postgres(&logs);
         let text = format!(
             "[global]\nrepo1-path={}\ncompress-type=zst\ncompress-level=1\nprocess-max={}\nlog-path={}\nlock-path={}\nspool-path={}\n\
@@ -146,16 +168,16 @@ impl Bench {
             Tool::Walhold => {
                 let url = match self.store {
                     Store::Directory => format!("file://{}", text(&self.repository(tool))),
-                    Store::S3(_) => format!("s3://{BUCKET}/walhold"),
+                    Store::S3(_) => format!("s3://{BUCKET}/walhold{}", self.label),
                 };
                 add("WALHOLD_REPOSITORY", url);
-                add("WALHOLD_STATE_DIR", text(&self.root.join("state")));
+                add("WALHOLD_STATE_DIR", text(&self.state()));
                 vec![text(&self.walhold)]
             }
             Tool::WalRus => {
                 match self.store {
                     Store::Directory => add("WALG_FILE_PREFIX", text(&self.repository(tool))),
-                    Store::S3(_) => add("WALG_S3_PREFIX", format!("s3://{BUCKET}/walrus")),
+                    Store::S3(_) => add("WALG_S3_PREFIX", format!("s3://{BUCKET}/walrus{}", self.label)),
                 }
                 add("WALG_COMPRESSION_METHOD", "zstd".to_owned());
                 add("WALG_UPLOAD_CONCURRENCY", self.cores.clone());
@@ -164,7 +186,7 @@ impl Bench {
                 vec![text(&self.walrus)]
             }
             Tool::PgBackRest => {
-                let config = format!("--config={}", text(&self.root.join("pgbackrest.conf")));
+                let config = format!("--config={}", text(&self.pgbackrest_configuration()));
                 vec!["pgbackrest".to_owned(), config, "--stanza=main".to_owned()]
             }
         };
@@ -172,10 +194,15 @@ impl Bench {
         Invocation { words, directory: cluster.data.clone(), environment }
     }
 
+    /// A call that fetches one segment, with whatever the tool does beside it.
+    pub fn fetch(&self, tool: Tool, cluster: &Cluster, name: &str, to: &str) -> Invocation {
+        let verb = if tool == Tool::PgBackRest { "archive-get" } else { "wal-fetch" };
+        self.invocation(tool, cluster, &[verb, name, to])
+    }
+
     /// A call that fetches one segment, and nothing in the background that the next fetch would profit from.
     pub fn fetch_alone(&self, tool: Tool, cluster: &Cluster, name: &str, to: &str) -> Invocation {
-        let verb = if tool == Tool::PgBackRest { "archive-get" } else { "wal-fetch" };
-        let mut call = self.invocation(tool, cluster, &[verb, name, to]);
+        let mut call = self.fetch(tool, cluster, name, to);
         if tool == Tool::WalRus {
             // Its prefetch begins at two.
             call.environment.retain(|(name, _)| name != "WALG_DOWNLOAD_CONCURRENCY");
@@ -190,8 +217,12 @@ impl Bench {
             Tool::PgBackRest => "archive-push",
             Tool::Walhold | Tool::WalRus => "wal-push",
         };
-        let call = self.invocation(tool, cluster, &[verb]);
+        format!("{} %p", self.as_command(&self.invocation(tool, cluster, &[verb])))
+    }
+
+    /// A call with every setting in it, for a shell without our environment.
+    pub fn as_command(&self, call: &Invocation) -> String {
         let settings = call.environment.iter().map(|(name, value)| format!("{name}={value} "));
-        format!("env {}{} %p", settings.collect::<String>(), call.words.join(" "))
+        format!("env {}{}", settings.collect::<String>(), call.words.join(" "))
     }
 }
