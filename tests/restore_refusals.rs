@@ -278,7 +278,7 @@ fn directories_that_must_not_be_touched_are_refused() {
     site.restore(&taken, &[]).expect_failure(
         3,
         &format!(
-            "--pgdata {} is not empty  HINT: restore into an empty directory: move the old one away (mv), it may hold WAL that was never archived",
+            "--pgdata {} is not empty  HINT: move it away (mv), it may hold WAL that was never archived; or take it over with --delta",
             taken.display()
         ),
     );
@@ -323,8 +323,14 @@ fn a_full_disk_is_told_before_or_cleaned_up_after() {
 
     // Full in the middle of writing: what the library reports.
     use walhold::error::Explain;
-    use walhold::restore::target_files::{TargetFile, TargetFiles};
-    let file = TargetFile { path: place.join("big"), mode: 0o600, size: 16 << 20, written: 16 << 20 };
+    use walhold::restore::target_files::{Presence, TargetFile, TargetFiles};
+    let file = TargetFile {
+        path: place.join("big"),
+        mode: 0o600,
+        size: 16 << 20,
+        written: 16 << 20,
+        presence: Presence::New,
+    };
     let error =
         TargetFiles::new(vec![file], None).write(0, 0, &vec![1; 16 << 20]).expect_err("the disk is full");
     assert_eq!(error.exit_cause(), walhold::exit_status::Cause::LocalFull);

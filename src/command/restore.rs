@@ -16,6 +16,7 @@ use crate::output;
 use crate::pg::Lsn;
 use crate::pg::recovery::{TargetAction, TargetInclusion, TargetTimeline};
 use crate::repository::{Patience, Repository};
+use crate::restore::delta::Over;
 use crate::restore::target::{BackupRequest, Role, TablespaceMapping, TargetRequest, parse_timeline};
 use crate::restore::{RestoreRequest, StartRequest, make_plan, render, restore};
 
@@ -24,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Plan and run a recovery
 ///
-/// Restores a backup into an empty directory (--pgdata) and sets it up to recover to a moment. Everything that cannot work is refused
+/// Restores a backup into an empty directory (--pgdata), or over an existing one (--delta), and sets it up to recover to a moment. Everything that cannot work is refused
 /// before anything is written; --plan shows what would happen and stops.
 #[derive(Debug, clap::Args)]
 pub struct RestoreArgs {
@@ -59,6 +60,12 @@ pub struct RestoreArgs {
     /// Put a tablespace elsewhere: its directory, name or oid, then the new directory (repeatable)
     #[arg(long, value_name = "OLD=NEW")]
     tablespace: Vec<TablespaceMapping>,
+    /// Take over an existing, stopped data directory of this cluster: what is right in it stays, everything else is replaced or removed
+    #[arg(long)]
+    delta: bool,
+    /// With --delta: also take over a data directory of another cluster, or a damaged one
+    #[arg(long, requires = "delta")]
+    other_cluster: bool,
     /// Make a standby that follows the original
     #[arg(long, conflicts_with_all = ["clone", "target"])]
     standby: bool,
@@ -158,6 +165,11 @@ impl RestoreArgs {
                 _ => Role::Replacement,
             },
             pgdata,
+            over: match (self.delta, self.other_cluster) {
+                (false, _) => Over::Nothing,
+                (true, false) => Over::SameCluster,
+                (true, true) => Over::AnyCluster,
+            },
             tablespaces: self.tablespace,
             primary_conninfo: self.primary_conninfo,
             start,

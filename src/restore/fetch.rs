@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::delta::Kept;
 use super::error::RestoreError;
 use super::packs::{FoundPack, damaged_range, pack_at, part_of, slice_of};
 use super::target_files::TargetFiles;
@@ -63,6 +64,8 @@ struct Source {
 pub struct Fetch<'a> {
     /// The backup.
     pub manifest: &'a Manifest,
+    /// What need not be fetched.
+    pub kept: &'a Kept,
     /// Its packs, found.
     pub packs: &'a [FoundPack],
     /// Where they are.
@@ -142,7 +145,8 @@ impl Fetch<'_> {
         for (target, file) in selected.iter().enumerate() {
             let ranges = self.manifest.files.get(*file).map_or(0, |file| file.ranges.len());
             let piece = |range| Piece { file: *file as u32, range: range as u32, target: target as u32 };
-            pieces.extend((0..ranges).map(piece).filter(|piece| self.source(piece).is_some()));
+            let missing = (0..ranges).filter(|range| !self.kept.has_range(target, *range));
+            pieces.extend(missing.map(piece).filter(|piece| self.source(piece).is_some()));
         }
         pieces.sort_unstable_by_key(|piece| {
             let source = self.source(piece);
@@ -242,12 +246,14 @@ impl Worker<'_> {
 }
 
 /// An error as soon as a signal asked us to end.
-fn not_interrupted() -> Result<(), RestoreError> {
+pub(super) fn not_interrupted() -> Result<(), RestoreError> {
     match crate::interrupt::requested() {
         None => Ok(()),
         Some(signal) => Err(RestoreError::Other {
             cause: Cause::Interrupted,
-            message: format!("the restore was interrupted by {signal}; what it had written is removed"),
+            message: format!(
+                "the restore was interrupted by {signal}; what it had made is removed, and a directory that it took over (--delta) cannot be started until a restore --delta has ended"
+            ),
             hint: None,
         }),
     }

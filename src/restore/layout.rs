@@ -9,13 +9,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::delta::clear::leads_to;
 use super::error::RestoreError;
 use super::place::{DirectoryState, Owner, Place, UNFINISHED};
 use super::plan::RestorePlan;
 use crate::format::manifest::Manifest;
 
 /// Removes what a failed restore made, when dropped without [`Cleanup::keep`]. Only directories that were absent or empty are
-/// emptied; anything that cannot be removed stays, and cannot be started, because `global/pg_control` is not there.
+/// emptied; what was taken over and anything that cannot be removed stays, and cannot be started, because `global/pg_control` is not there.
 pub struct Cleanup {
     made: Vec<(PathBuf, DirectoryState)>,
 }
@@ -35,6 +36,7 @@ impl Drop for Cleanup {
                     let _ = std::fs::remove_dir_all(directory);
                 }
                 DirectoryState::Empty => empty(directory),
+                DirectoryState::Existing => {}
             }
         }
     }
@@ -74,12 +76,20 @@ pub fn lay_out(place: &Place, manifest: &Manifest, started: &str) -> Result<Clea
         .collect();
     for entry in manifest.directories.iter().filter(|entry| !entry.path.is_empty()) {
         if !link_paths.iter().any(|(link, _)| *link == entry.path) {
-            maker.make(&place.pgdata.join(OsStr::from_bytes(&entry.path)), entry.mode)?;
+            let directory = place.pgdata.join(OsStr::from_bytes(&entry.path));
+            let state = match place.pgdata_state {
+                DirectoryState::Existing if directory.is_dir() => DirectoryState::Existing,
+                _ => DirectoryState::Absent,
+            };
+            maker.make_or_adopt(&directory, state, entry.mode)?;
         }
         if entry.path == b"pg_tblspc" {
             // Before anything below them.
             for (path, to) in &link_paths {
-                link(&place.pgdata.join(OsStr::from_bytes(path)), to, &maker)?;
+                let path = place.pgdata.join(OsStr::from_bytes(path));
+                if !leads_to(&path, to) {
+                    link(&path, to, &maker)?;
+                }
             }
         }
     }
@@ -121,7 +131,7 @@ impl Maker {
     fn make_or_adopt(&self, directory: &Path, state: DirectoryState, mode: u32) -> Result<(), RestoreError> {
         match state {
             DirectoryState::Absent => self.make(directory, mode),
-            DirectoryState::Empty => {
+            DirectoryState::Empty | DirectoryState::Existing => {
                 std::fs::set_permissions(directory, Permissions::from_mode(mode & 0o7777))
                     .map_err(|error| RestoreError::local("set the mode of", directory, &error))?;
                 self.own(directory)

@@ -7,6 +7,7 @@
 pub mod binaries;
 pub mod choose;
 pub mod configuration;
+pub mod delta;
 pub mod error;
 pub mod fetch;
 pub mod finish;
@@ -42,6 +43,8 @@ use crate::repository::Repository;
 
 pub use crate::wal::{archive_view, wal_path};
 pub use error::RestoreError;
+use target_files::{Presence, TargetFile, TargetFiles};
+
 pub use plan::{RestorePlan, RestoreRequest, StartRequest, make_plan};
 
 /// What a restore did.
@@ -67,7 +70,11 @@ pub fn restore(
     jobs: usize,
 ) -> Result<Restored, RestoreError> {
     let selection = select_files(plan);
-    let cleanup = layout::lay_out(&plan.place, &plan.manifest, &unfinished_note(plan))?;
+    let note = unfinished_note(plan);
+    if let Some(existing) = &plan.existing {
+        delta::clear::clear(plan, existing, &selection, &note)?;
+    }
+    let cleanup = layout::lay_out(&plan.place, &plan.manifest, &note)?;
     let directories = plan.place.tablespaces.iter().map(|tablespace| tablespace.to.as_path());
     let trees = sync::SyncedTrees::open(std::iter::once(plan.place.pgdata.as_path()).chain(directories))?;
     kill_point("restore: laid out");
@@ -93,8 +100,9 @@ pub fn restore(
 
 fn unfinished_note(plan: &RestorePlan) -> String {
     format!(
-        "backup {}, begun at {}\n",
+        "backup {} of system {}, begun at {}\n",
         plan.choice.backup.id,
+        plan.choice.backup.system_identifier,
         jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC")
     )
 }
@@ -134,20 +142,29 @@ fn fetch_files(
     jobs: usize,
     selection: &[(usize, PathBuf)],
 ) -> Result<u64, RestoreError> {
-    let target = |(index, path): &(usize, PathBuf)| {
-        let file = plan.manifest.files.get(*index)?;
-        let stored = file.ranges.iter().filter(|range| range.source != RangeSource::Zeros);
-        let written = stored.map(|range| u64::from(range.length)).sum();
-        Some(target_files::TargetFile { path: path.clone(), mode: file.mode, size: file.size, written })
+    let owner = layout::ownership(&plan.place);
+    let kept = match plan.existing {
+        Some(_) => delta::keep_what_is_right(&plan.manifest, selection, owner, jobs)?,
+        None => delta::Kept::default(),
     };
-    let files: Vec<target_files::TargetFile> = selection.iter().filter_map(target).collect();
+    kill_point("restore: compared");
+    let target = |(at, (index, path)): (usize, &(usize, PathBuf))| {
+        let file = plan.manifest.files.get(*index)?;
+        let missing = file.ranges.iter().enumerate().filter(|(range, _)| !kept.has_range(at, *range));
+        let stored = missing.filter(|(_, range)| range.source != RangeSource::Zeros);
+        let written = stored.map(|(_, range)| u64::from(range.length)).sum();
+        let presence = if kept.has_file(at) { Presence::There } else { Presence::New };
+        Some(TargetFile { path: path.clone(), mode: file.mode, size: file.size, written, presence })
+    };
+    let files: Vec<TargetFile> = selection.iter().enumerate().filter_map(target).collect();
     let bytes = files.iter().map(|file| file.written).sum();
     layout::make_adopted_directories(plan)?;
-    let targets = target_files::TargetFiles::new(files, layout::ownership(&plan.place));
+    let targets = TargetFiles::new(files, owner);
     let progress = Progress::new("restore", bytes);
     let indexes: Vec<usize> = selection.iter().map(|(index, _)| *index).collect();
     let fetch = fetch::Fetch {
         manifest: &plan.manifest,
+        kept: &kept,
         packs: &plan.packs,
         repository,
         keys,

@@ -10,11 +10,14 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
 
+use super::delta::clear::leads_to;
+use super::delta::examine::{Over, check_identity};
 use super::error::RestoreError;
 use super::target::TablespaceMapping;
 use crate::format::manifest::{Manifest, RangeSource, Root, Tablespace};
 use crate::local::durable::parent_of;
 use crate::output::human_size;
+use crate::pg::SystemIdentifier;
 
 /// Says in a data directory that a restore into it has not ended; removed by its last step.
 pub const UNFINISHED: &str = "walhold-restore-unfinished";
@@ -42,6 +45,8 @@ pub enum DirectoryState {
     Absent,
     /// There, and empty.
     Empty,
+    /// A part of a cluster that is taken over (`--delta`).
+    Existing,
 }
 
 /// Numbers, because names may not exist here.
@@ -85,12 +90,13 @@ pub fn examine(
     manifest: &Manifest,
     mappings: &[TablespaceMapping],
     wal_bytes: u64,
+    over: Over,
 ) -> Result<Place, RestoreError> {
     let pgdata = absolute(pgdata)?;
-    let pgdata_state = examine_pgdata(&pgdata)?;
+    let pgdata_state = examine_pgdata(&pgdata, manifest.summary.system_identifier, over)?;
     let owner = owner_of(&pgdata, pgdata_state)?;
-    let tablespaces = place_tablespaces(&pgdata, &manifest.tablespaces, mappings)?;
-    let space = measure_space(&pgdata, &tablespaces, manifest, wal_bytes)?;
+    let tablespaces = place_tablespaces(&pgdata, pgdata_state, &manifest.tablespaces, mappings)?;
+    let space = measure_space(&pgdata, pgdata_state, &tablespaces, manifest, wal_bytes)?;
     Ok(Place { pgdata, pgdata_state, owner, tablespaces, space })
 }
 
@@ -105,24 +111,35 @@ fn absolute(path: &Path) -> Result<PathBuf, RestoreError> {
     Ok(absolute)
 }
 
-fn examine_pgdata(pgdata: &Path) -> Result<DirectoryState, RestoreError> {
+fn examine_pgdata(pgdata: &Path, ours: SystemIdentifier, over: Over) -> Result<DirectoryState, RestoreError> {
     if let Some(pid) = running_server(pgdata) {
         return Err(RestoreError::refused(
             format!("a server (process {pid}) is running in {}", pgdata.display()),
             format!("stop it (pg_ctl stop -D {}), or restore to another directory", pgdata.display()),
         ));
     }
+    let empty = examine_directory(pgdata, "--pgdata");
+    if over != Over::Nothing && empty.is_err() && pgdata.is_dir() {
+        require_writable(pgdata, "--pgdata").map_err(|problem| {
+            RestoreError::refused(problem, "run restore as the user that owns the directory")
+        })?;
+        check_identity(pgdata, ours, over)?;
+        return Ok(DirectoryState::Existing);
+    }
     if let Ok(text) = std::fs::read_to_string(pgdata.join(UNFINISHED)) {
         return Err(RestoreError::refused(
             format!("{} holds an unfinished restore ({})", pgdata.display(), text.trim()),
-            "it cannot be started and nothing in it is needed: empty the directory (and the tablespaces' directories), then run restore again",
+            "it cannot be started: --delta finishes it, keeping what is right; or empty the directory (and the tablespaces' directories) and run restore again",
         ));
     }
-    examine_directory(pgdata, "--pgdata").map_err(|problem| {
-        RestoreError::refused(
-            problem,
-            "restore into an empty directory: move the old one away (mv), it may hold WAL that was never archived",
-        )
+    empty.map_err(|problem| {
+        let hint = match pgdata.is_dir() {
+            true => {
+                "move it away (mv), it may hold WAL that was never archived; or take it over with --delta"
+            }
+            false => "name a directory that is empty, or that can be made",
+        };
+        RestoreError::refused(problem, hint)
     })
 }
 
@@ -174,7 +191,7 @@ pub fn running_server(pgdata: &Path) -> Option<i32> {
 /// Root restores for whoever owns the directory (or its parent); anybody else for themselves.
 fn owner_of(pgdata: &Path, state: DirectoryState) -> Result<Owner, RestoreError> {
     let looked_at = match state {
-        DirectoryState::Empty => pgdata.to_owned(),
+        DirectoryState::Empty | DirectoryState::Existing => pgdata.to_owned(),
         DirectoryState::Absent => parent_of(pgdata),
     };
     let metadata =
@@ -183,7 +200,7 @@ fn owner_of(pgdata: &Path, state: DirectoryState) -> Result<Owner, RestoreError>
     if me == 0 {
         return Ok(Owner { uid: metadata.uid(), gid: metadata.gid() });
     }
-    if state == DirectoryState::Empty && metadata.uid() != me {
+    if state != DirectoryState::Absent && metadata.uid() != me {
         return Err(RestoreError::refused(
             format!(
                 "{} belongs to user {}, this is user {me}: PostgreSQL would refuse it",
@@ -198,6 +215,7 @@ fn owner_of(pgdata: &Path, state: DirectoryState) -> Result<Owner, RestoreError>
 
 fn place_tablespaces(
     pgdata: &Path,
+    pgdata_state: DirectoryState,
     tablespaces: &[Tablespace],
     mappings: &[TablespaceMapping],
 ) -> Result<Vec<PlacedTablespace>, RestoreError> {
@@ -236,12 +254,19 @@ fn place_tablespaces(
             ));
         }
         let what = format!("the directory of tablespace {}", tablespace.name);
-        let state = examine_directory(&to, &what).map_err(|problem| {
-            RestoreError::refused(
-                problem,
-                format!("put it elsewhere: --tablespace {}=DIRECTORY (empty)", tablespace.name),
-            )
-        })?;
+        let link = pgdata.join(format!("pg_tblspc/{}", tablespace.oid));
+        let is_ours = pgdata_state == DirectoryState::Existing && leads_to(&link, &to);
+        let state = match examine_directory(&to, &what) {
+            Ok(state) => state,
+            // The cluster that is taken over has its tablespace here already.
+            Err(_) if is_ours => DirectoryState::Existing,
+            Err(problem) => {
+                return Err(RestoreError::refused(
+                    problem,
+                    format!("put it elsewhere: --tablespace {}=DIRECTORY (empty)", tablespace.name),
+                ));
+            }
+        };
         real_places.push((format!("tablespace {}", tablespace.name), real));
         placed.push(PlacedTablespace {
             oid: tablespace.oid,
@@ -268,6 +293,7 @@ fn real_place(path: &Path) -> PathBuf {
 /// Compares what each file system must take with what is free on it.
 fn measure_space(
     pgdata: &Path,
+    pgdata_state: DirectoryState,
     tablespaces: &[PlacedTablespace],
     manifest: &Manifest,
     wal_bytes: u64,
@@ -292,7 +318,8 @@ fn measure_space(
         let files = file_count(manifest) + 64;
         // 0 where the file system makes them as needed (btrfs).
         let room = figures.files_free();
-        if figures.files() > 0 && files > room {
+        let is_new = pgdata_state != DirectoryState::Existing;
+        if is_new && figures.files() > 0 && files > room {
             return Err(RestoreError::refused(
                 format!(
                     "on the file system of {} only {room} more files can be made, {files} are needed",
@@ -306,7 +333,11 @@ fn measure_space(
             needed: 0,
             available,
         });
-        space.needed += needed;
+        // What is there already makes room, whether it stays or goes.
+        let state =
+            tablespaces.iter().find(|placed| placed.to == directory).map_or(pgdata_state, |p| p.state);
+        let present = if state == DirectoryState::Existing { bytes_on_disk(directory, device) } else { 0 };
+        space.needed += needed.saturating_sub(present);
     }
     let space: Vec<Space> = file_systems.into_values().collect();
     match space.iter().find(|space| space.needed > space.available) {
@@ -321,6 +352,20 @@ fn measure_space(
             "make room, or restore to another file system (--pgdata, --tablespace)",
         )),
     }
+}
+
+/// Bytes that files below a directory take on one file system, as far as they can be seen.
+fn bytes_on_disk(directory: &Path, device: u64) -> u64 {
+    let mut total = 0;
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let Ok(found) = entry.metadata() else { continue };
+        if found.is_dir() {
+            total += bytes_on_disk(&entry.path(), device);
+        } else if found.dev() == device {
+            total += found.blocks() * 512;
+        }
+    }
+    total
 }
 
 fn file_count(manifest: &Manifest) -> u64 {
@@ -339,6 +384,10 @@ mod tests {
     use super::*;
     use crate::error::Explain;
 
+    fn system() -> SystemIdentifier {
+        "7371234567890123456".parse().unwrap()
+    }
+
     fn text(error: RestoreError) -> String {
         format!("{error} HINT: {}", error.hint().unwrap_or_default())
     }
@@ -352,21 +401,24 @@ mod tests {
     fn a_directory_in_use_or_with_anything_in_it_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let pgdata = directory.path();
-        assert_eq!(examine_pgdata(pgdata).unwrap(), DirectoryState::Empty);
+        assert_eq!(examine_pgdata(pgdata, system(), Over::Nothing).unwrap(), DirectoryState::Empty);
         std::fs::create_dir(pgdata.join("lost+found")).unwrap();
-        assert_eq!(examine_pgdata(pgdata).unwrap(), DirectoryState::Empty);
-        assert_eq!(examine_pgdata(&pgdata.join("new")).unwrap(), DirectoryState::Absent);
+        assert_eq!(examine_pgdata(pgdata, system(), Over::Nothing).unwrap(), DirectoryState::Empty);
+        assert_eq!(
+            examine_pgdata(&pgdata.join("new"), system(), Over::Nothing).unwrap(),
+            DirectoryState::Absent
+        );
         let shown = pgdata.display();
         assert_eq!(
-            text(examine_pgdata(&pgdata.join("new/data")).unwrap_err()),
+            text(examine_pgdata(&pgdata.join("new/data"), system(), Over::Nothing).unwrap_err()),
             format!(
-                "--pgdata {shown}/new/data cannot be created: {shown}/new does not exist HINT: restore into an empty directory: \
-                 move the old one away (mv), it may hold WAL that was never archived"
+                "--pgdata {shown}/new/data cannot be created: {shown}/new does not exist HINT: \
+                 name a directory that is empty, or that can be made"
             )
         );
         std::fs::write(pgdata.join("postmaster.pid"), format!("{}\n", std::process::id())).unwrap();
         assert_eq!(
-            text(examine_pgdata(pgdata).unwrap_err()),
+            text(examine_pgdata(pgdata, system(), Over::Nothing).unwrap_err()),
             format!(
                 "a server (process {}) is running in {shown} HINT: stop it (pg_ctl stop -D {shown}), or restore to another directory",
                 std::process::id()
@@ -374,10 +426,11 @@ mod tests {
         );
         std::fs::write(pgdata.join("postmaster.pid"), "0\n").unwrap();
         assert!(
-            text(examine_pgdata(pgdata).unwrap_err()).starts_with(&format!("--pgdata {shown} is not empty"))
+            text(examine_pgdata(pgdata, system(), Over::Nothing).unwrap_err())
+                .starts_with(&format!("--pgdata {shown} is not empty"))
         );
         std::fs::write(pgdata.join(UNFINISHED), "backup x, begun today\n").unwrap();
-        assert!(text(examine_pgdata(pgdata).unwrap_err()).starts_with(&format!(
+        assert!(text(examine_pgdata(pgdata, system(), Over::Nothing).unwrap_err()).starts_with(&format!(
             "{shown} holds an unfinished restore (backup x, begun today) HINT: it cannot be started"
         )));
     }
@@ -389,7 +442,7 @@ mod tests {
         let place = |mapping: &str| {
             let mappings: Vec<TablespaceMapping> =
                 mapping.split_whitespace().map(|m| m.parse().unwrap()).collect();
-            place_tablespaces(&pgdata, &tablespaces(directory.path()), &mappings)
+            place_tablespaces(&pgdata, DirectoryState::Absent, &tablespaces(directory.path()), &mappings)
                 .map(|mut placed| placed.remove(0).to)
         };
         let root = directory.path().display();

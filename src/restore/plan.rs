@@ -11,9 +11,10 @@ use super::configuration::{
     AdoptedFile, READ_AHEAD, adopted_files, credential_variables, lowered_limits, own_places,
     recovery_end_command, restore_command,
 };
+use super::delta::examine::{Existing, Over, find_unarchived};
 use super::error::RestoreError;
 use super::packs::{FoundPack, find_packs, read_file};
-use super::place::{self, Place};
+use super::place::{self, DirectoryState, Place};
 use super::prove::Limit;
 use super::stored_wal::StoredWal;
 use super::target::{BackupRequest, Role, TablespaceMapping, Target, TargetRequest};
@@ -48,6 +49,8 @@ pub struct RestoreRequest {
     pub role: Role,
     /// Where to.
     pub pgdata: PathBuf,
+    /// What may be there.
+    pub over: Over,
     /// Tablespaces that go elsewhere.
     pub tablespaces: Vec<TablespaceMapping>,
     /// Written for a standby.
@@ -84,6 +87,8 @@ pub struct RestorePlan {
     pub packs: Vec<FoundPack>,
     /// The directories.
     pub place: Place,
+    /// The cluster that is taken over, if one is.
+    pub existing: Option<Existing>,
     /// `global/pg_control`, written last.
     pub control: Vec<u8>,
     /// Configuration from outside PGDATA that goes into it.
@@ -131,7 +136,14 @@ pub fn make_plan(
     let (choice, manifest) =
         choose_readable(&catalogue, &mut summaries, &stored_wal, &question, &mut passed_over)?;
     let packs = find_packs(repository, &config.cluster, &manifest)?;
-    let place = place::examine(&request.pgdata, &manifest, &request.tablespaces, wal_room(&choice))?;
+    let place =
+        place::examine(&request.pgdata, &manifest, &request.tablespaces, wal_room(&choice), request.over)?;
+    let existing = match place.pgdata_state {
+        DirectoryState::Existing => {
+            Some(find_unarchived(&place.pgdata, repository, &config.cluster, &manifest)?)
+        }
+        DirectoryState::Absent | DirectoryState::Empty => None,
+    };
     let binaries = find_programs(&request, &manifest, &place)?;
     let control = read_control(repository, &packs, keys, &manifest)?;
     let mut plan = RestorePlan {
@@ -147,6 +159,7 @@ pub fn make_plan(
         manifest,
         packs,
         place,
+        existing,
         control,
         binaries,
     };

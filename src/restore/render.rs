@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Restored;
+use super::delta::Existing;
 use super::place::{DirectoryState, Owner, PlacedTablespace, Space};
 use super::plan::RestorePlan;
 use super::prove::{Stop, StopAt};
@@ -26,6 +27,7 @@ pub struct PlanJson<'a> {
     role: Role,
     pgdata: String,
     pgdata_state: DirectoryState,
+    existing: Option<&'a Existing>,
     owner: Owner,
     tablespaces: &'a [PlacedTablespace],
     space: &'a [Space],
@@ -139,6 +141,7 @@ impl RestorePlan {
             role: self.request.role,
             pgdata: self.place.pgdata.display().to_string(),
             pgdata_state: self.place.pgdata_state,
+            existing: self.existing.as_ref(),
             owner: self.place.owner,
             tablespaces: &self.place.tablespaces,
             space: &self.place.space,
@@ -185,8 +188,23 @@ impl RestorePlan {
         let state = match self.place.pgdata_state {
             DirectoryState::Absent => "to be made",
             DirectoryState::Empty => "empty",
+            DirectoryState::Existing => {
+                "taken over: what is right in it stays, everything else is replaced or removed"
+            }
         };
         line("directory", format!("{} ({state})", self.place.pgdata.display()));
+        if let Some(Existing { unarchived_wal, wal_kept_in }) =
+            self.existing.as_ref().filter(|existing| !existing.unarchived_wal.is_empty())
+        {
+            line(
+                "WAL kept",
+                format!(
+                    "{} files of its pg_wal that are not in the repository go to {}",
+                    unarchived_wal.len(),
+                    wal_kept_in.display()
+                ),
+            );
+        }
         for tablespace in &self.place.tablespaces {
             line(
                 "tablespace",

@@ -25,8 +25,19 @@ pub struct TargetFile {
     pub mode: u32,
     /// Bytes.
     pub size: u64,
-    /// Bytes that will be written; the rest stays zero.
+    /// Bytes that will be written; the rest stays as it is, zero in a new file.
     pub written: u64,
+    /// Whether it is there already.
+    pub presence: Presence,
+}
+
+/// Whether a file must be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It is made, and must not be there.
+    New,
+    /// It is there with its length, and only written to.
+    There,
 }
 
 /// Locks are per shard, so that threads seldom wait for each other.
@@ -141,7 +152,7 @@ impl TargetFiles {
             *used = now;
             return Ok(Arc::clone(file));
         }
-        let file = if shard.created.contains(&index) {
+        let file = if target.presence == Presence::There || shard.created.contains(&index) {
             File::options().write(true).open(&target.path)
         } else {
             create(target, self.owner)
@@ -185,7 +196,7 @@ mod tests {
     use super::*;
 
     fn target(path: PathBuf, size: u64, written: u64) -> TargetFile {
-        TargetFile { path, mode: 0o640, size, written }
+        TargetFile { path, mode: 0o640, size, written, presence: Presence::New }
     }
 
     #[test]
