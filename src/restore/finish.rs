@@ -46,15 +46,17 @@ pub fn seal(plan: &RestorePlan, trees: &SyncedTrees, jobs: usize) -> Result<(), 
     let writer = Writer { owner: ownership(&plan.place), pgdata };
     trees.sync(jobs)?;
     kill_point("restore: synced");
-    let note = pgdata.join(UNFINISHED);
-    std::fs::remove_file(&note).map_err(|error| RestoreError::local("remove", &note, &error))?;
     kill_point("restore: before pg_control");
     let mode = find_file(&plan.manifest, b"global/pg_control").map_or(0o600, |(_, file)| file.mode);
     writer.write_synced("global/pg_control", &plan.control, mode)?;
-    for directory in [pgdata.join("global"), pgdata.clone()] {
-        sync_directory(&directory).map_err(|error| RestoreError::local("sync", &directory, &error))?;
-    }
-    Ok(())
+    let sync = |directory: &Path| {
+        sync_directory(directory).map_err(|error| RestoreError::local("sync", directory, &error))
+    };
+    sync(&pgdata.join("global"))?;
+    // The server does not mind the note; without it nobody could tell later what an interrupted restore left.
+    let note = pgdata.join(UNFINISHED);
+    std::fs::remove_file(&note).map_err(|error| RestoreError::local("remove", &note, &error))?;
+    sync(pgdata)
 }
 
 /// Takes the recovery settings out of `postgresql.auto.conf` again, once the server is a primary: the next recovery of this cluster
