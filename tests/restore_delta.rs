@@ -103,6 +103,8 @@ fn an_existing_directory_becomes_the_backup() {
     assert_same(&comparable(&fresh), &comparable(&data));
 
     site.cluster.start();
+    // A hot standby answers before it has replayed everything.
+    site.cluster.wait_promoted();
     assert_eq!(
         site.cluster.value("SELECT count(*) - count(*) FILTER (WHERE body = 'changed') FROM items"),
         "1000"
@@ -146,6 +148,8 @@ fn a_kill_at_any_step_leaves_what_only_delta_finishes() {
     }
     site.restore(&data, &["--delta"]).expect_success();
     site.cluster.start();
+    // A hot standby answers before it has replayed everything.
+    site.cluster.wait_promoted();
     assert_eq!(site.cluster.value("SELECT count(*) FROM items"), "1500");
 }
 
