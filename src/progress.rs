@@ -1,11 +1,12 @@
 //! How far long work has come: a bar on a terminal, plain log lines every ten seconds elsewhere.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::output::{human_duration, human_size};
 
@@ -58,7 +59,8 @@ impl Progress {
     pub fn add(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         match &self.bar {
-            Some(bar) => bar.set_position(done),
+            // More than was announced, such as a segment that was read twice, is no more than all.
+            Some(bar) => bar.set_position(self.total.map_or(done, |total| done.min(total))),
             None => self.write_line_if_due(done),
         }
     }
@@ -113,12 +115,22 @@ impl Drop for Progress {
 fn new_bar(title: &str, total: Option<u64>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
     let template = match total {
-        Some(_) => {
-            "{prefix} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left {wide_msg}"
-        }
-        None => "{prefix} {spinner} {binary_bytes}, {binary_bytes_per_sec}, {elapsed} {wide_msg}",
+        Some(_) => "{prefix} [{bar:30}] {done} of {all}, {rate}/s, {eta} left {wide_msg}",
+        None => "{prefix} {spinner} {done}, {rate}/s, {elapsed} {wide_msg}",
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
+        // Sizes as everywhere else: PostgreSQL's units.
+        let size = |bytes: u64, to: &mut dyn fmt::Write| {
+            let _ = to.write_str(&human_size(bytes));
+        };
+        let style = style
+            .with_key("done", move |state: &ProgressState, to: &mut dyn fmt::Write| size(state.pos(), to))
+            .with_key("all", move |state: &ProgressState, to: &mut dyn fmt::Write| {
+                size(state.len().unwrap_or_default(), to);
+            })
+            .with_key("rate", move |state: &ProgressState, to: &mut dyn fmt::Write| {
+                size(state.per_sec() as u64, to);
+            });
         bar.set_style(style.progress_chars("=> "));
     }
     bar.set_prefix(title.to_owned());
@@ -129,6 +141,7 @@ fn new_bar(title: &str, total: Option<u64>) -> ProgressBar {
 /// `backup: 512 MB of 1.7 GB (29 %), 210 MB/s, 6 s left, reading base/5/16384`
 fn line(title: &str, message: &str, done: u64, total: Option<u64>, elapsed: Duration) -> String {
     let rate = rate(done, elapsed);
+    let done = total.map_or(done, |total| done.min(total));
     let mut line = format!("{title}: {}", human_size(done));
     if let Some(total) = total.filter(|total| *total > 0) {
         let percent = u128::from(done) * 100 / u128::from(total);

@@ -266,7 +266,12 @@ fn keygen_makes_different_keys_and_replaces_none() {
     assert_eq!(mode & 0o7777, 0o600);
     let again = run(&["keygen", "--output", &path_text]);
     assert_eq!(again.status.code(), Some(1));
-    assert_eq!(text(&again.stderr), format!("walhold: ERROR: write key file {path_text}: File exists\n"));
+    assert_eq!(
+        text(&again.stderr),
+        format!(
+            "walhold: ERROR: write key file {path_text}: File exists  HINT: a key file is never replaced: it may hold the only copy of a key that backups need; name another file\n"
+        )
+    );
     assert_eq!(fs::read(&path).expect("the key file is there"), written);
 }
 

@@ -150,6 +150,41 @@ fn the_started_server_reaches_every_kind_of_target() {
 }
 
 #[test]
+fn another_icu_is_warned_of_and_an_unknown_one_is_said() {
+    use std::os::unix::fs::PermissionsExt;
+    let site = Site::start(Cluster::builder(15));
+    let shown = site.walhold(&["backup-show", "latest", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).expect("JSON");
+    let then = shown["server"]["icu_library"].as_str().expect("Debian's server uses ICU").to_owned();
+    let tools = site.cluster.directory("tools");
+    let target = site.target("planned").display().to_string();
+    let plan = |ldd_says: Option<&str>| {
+        let mut command = site.command(&["restore", "--plan", "--pgdata", &target]);
+        if let Some(words) = ldd_says {
+            let program = tools.join("ldd");
+            fs::write(&program, format!("#!/bin/sh\necho '{words}'\n")).expect("write a program");
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("make it a program");
+            command.env("PATH", format!("{}:/usr/bin:/bin", tools.display()));
+        }
+        let run = run(&mut command);
+        run.expect_success();
+        run.stdout
+    };
+    let same = plan(None);
+    assert!(!same.contains("ICU"), "{same}");
+    let other = plan(Some("\tlibicui18n.so.99 => /opt/lib/libicui18n.so.99.1 (0x00007f0000000000)"));
+    let warning = format!(
+        "WARNING: the server that was backed up had ICU {then}, PostgreSQL on this machine has 99.1: where indexes use ICU collations and their order changed, they must be rebuilt (REINDEX)"
+    );
+    assert!(other.contains(&warning), "{other}");
+    let unknown = plan(Some("\tnot a dynamic executable"));
+    let note = format!(
+        "note: ICU was not compared: the server that was backed up had {then}, that of PostgreSQL on this machine could not be seen"
+    );
+    assert!(unknown.contains(&note), "{unknown}");
+}
+
+#[test]
 fn tablespaces_go_where_they_are_mapped() {
     let site = Site::start(Cluster::builder(15));
     let original = site.cluster.directory("space");

@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
-use std::process::Command;
 
 use super::BackupError;
 use super::control;
 use crate::error::system_words;
 use crate::format::manifest::ServerFacts;
+use crate::local::libraries;
 use crate::pg::SystemIdentifier;
 use crate::pg::client::{ClientError, Session};
 use crate::pg::control::{ClusterState, ControlFile};
@@ -106,8 +106,9 @@ pub fn learn(session: &mut Session, pgdata: Option<&Path>) -> Result<ServerState
         version_text: word(session, "ask for the server's version", "SELECT version()")?,
         data_directory: setting("data_directory"),
         external_configuration: external_files.iter().map(|path| path.display().to_string()).collect(),
-        glibc_version: glibc_version(),
+        glibc_version: libraries::glibc_version(),
         icu_version: icu_version(session),
+        icu_library: icu_library(&pgdata),
         catalog_version: control.catalog_version,
         settings: RECORDED_SETTINGS.iter().filter_map(recorded).collect(),
         damaged_blocks: Vec::new(),
@@ -298,12 +299,10 @@ fn external_file(file: &Path, pgdata: &Path) -> Option<PathBuf> {
     Some(if plain { file.to_owned() } else { real })
 }
 
-/// `glibc 2.36`: what the collations of the server depend on, if it runs on this machine's libraries.
-pub(crate) fn glibc_version() -> Option<String> {
-    let output = Command::new("getconf").arg("GNU_LIBC_VERSION").output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let version = text.trim().strip_prefix("glibc ")?;
-    output.status.success().then(|| version.to_owned())
+/// The ICU that the server has loaded.
+fn icu_library(pgdata: &Path) -> Option<String> {
+    let lines = std::fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
+    libraries::icu_of_process(lines.lines().next()?.trim().parse().ok()?)
 }
 
 /// The collation version that ICU reports for its root collation.

@@ -160,7 +160,10 @@ pub fn wait_for_wal(
         }
         if waited >= Duration::from_secs(10) && !told {
             told = true;
-            tracing::info!("waiting for the backup's WAL to arrive in the repository");
+            let says = archiver_says(session, state, request);
+            tracing::info!(
+                "waiting for the backup's WAL to arrive in the repository; if it does not: {says}"
+            );
         }
         Ok(())
     };

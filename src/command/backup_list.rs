@@ -9,9 +9,10 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
+use crate::backup::BackupError;
 use crate::backup::list::{Catalogue, ListedBackup};
 use crate::config::Config;
-use crate::error::Failure;
+use crate::error::{Explain, Failure};
 use crate::exit_status::{Cause, Outcome};
 use crate::format::BackupId;
 use crate::format::manifest::{BackupKind, BackupSummary};
@@ -30,7 +31,7 @@ pub struct BackupListArgs {
     pub json: bool,
 }
 
-/// One backup in `--json`; docs/format.md describes every key.
+/// One backup in `--json`; docs/json.md describes every key.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Line<'a> {
@@ -74,11 +75,16 @@ fn json_line(backup: &ListedBackup) -> Line<'_> {
         })),
         Err(error) => Line::Damaged {
             id: &backup.id,
-            status: "damaged",
+            status: state_of(error),
             permanent: backup.permanent,
             problem: error.to_string(),
         },
     }
+}
+
+/// A backup without its key is whole, as far as one can tell.
+fn state_of(error: &BackupError) -> &'static str {
+    if error.exit_cause() == Cause::Damaged { "damaged" } else { "unreadable" }
 }
 
 fn table(backups: &[ListedBackup]) -> Table {
@@ -96,9 +102,9 @@ fn table(backups: &[ListedBackup]) -> Table {
     for backup in backups {
         match &backup.summary {
             Ok(summary) => table.add(row(backup, summary)),
-            Err(_) => table.add([
+            Err(error) => table.add([
                 backup.id.to_string(),
-                "damaged".to_owned(),
+                state_of(error).to_owned(),
                 String::new(),
                 String::new(),
                 String::new(),

@@ -4,7 +4,7 @@
 //! 2. Print them, or write them to a new file that its owner alone can read.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -42,10 +42,14 @@ pub fn run(args: KeygenArgs, _config: &Config) -> Result<Outcome, Failure> {
 /// Never replaces a file: it may hold the only copy of a key that backups need.
 fn write_new_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
-        Failure::new(
-            Cause::FileUnusable,
-            format!("write key file {}: {}", path.display(), system_words(&error)),
-        )
+        let exists = error.kind() == ErrorKind::AlreadyExists;
+        let hint = if exists {
+            "a key file is never replaced: it may hold the only copy of a key that backups need; name another file"
+        } else {
+            "the directory must exist and be writable by this user"
+        };
+        let message = format!("write key file {}: {}", path.display(), system_words(&error));
+        Failure::new(Cause::FileUnusable, message).with_hint(hint)
     };
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
     let written = file

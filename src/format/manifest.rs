@@ -116,8 +116,11 @@ pub struct ServerFacts {
     pub external_configuration: Vec<String>,
     /// glibc's version, where it could be found.
     pub glibc_version: Option<String>,
-    /// ICU's, likewise.
+    /// The version that ICU gives its root collation (`153.120`), where the server is built with ICU.
     pub icu_version: Option<String>,
+    /// The version of the ICU library that the server had loaded (`72.1`), where that could be seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icu_library: Option<String>,
     /// `pg_control`'s catalog version, part of tablespace directories' names.
     pub catalog_version: u32,
     /// `max_connections`, `max_worker_processes`, `max_wal_senders`, `max_prepared_transactions`,

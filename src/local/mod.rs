@@ -2,4 +2,5 @@
 
 pub mod durable;
 pub mod kill_point;
+pub mod libraries;
 pub mod pgdata_walk;

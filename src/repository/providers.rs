@@ -192,4 +192,29 @@ mod tests {
         );
         assert!(client(Provider::S3, "b", &options("AWS_REGION", "eu-west-1")).is_ok());
     }
+
+    /// The names in the table of docs/configuration.md, in its three rows.
+    #[test]
+    fn documented_names_are_read() {
+        let document = include_str!("../../docs/configuration.md");
+        let table = document.split("## Credentials of the repository").nth(1).unwrap();
+        // Read by aws_profile.rs.
+        let own = ["AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"];
+        for (scheme, known) in [
+            ("`s3://", (|name| name.parse::<AmazonS3ConfigKey>().is_ok()) as fn(&str) -> bool),
+            ("`gs://", |name| name.parse::<GoogleConfigKey>().is_ok()),
+            ("`az://", |name| name.parse::<AzureConfigKey>().is_ok()),
+        ] {
+            let row = table.lines().find(|line| line.starts_with(&format!("| {scheme}"))).unwrap();
+            let is_name = |word: &&str| word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            let names: Vec<&str> = row.split('`').skip(1).step_by(2).filter(is_name).collect();
+            assert!(names.len() > 5, "{row}");
+            for name in names.into_iter().filter(|name| !own.contains(name)) {
+                assert!(known(&name.to_ascii_lowercase()), "object_store does not know {name}");
+            }
+        }
+        for not_read in ["azure_storage_account", "azure_storage_key", "azure_storage_connection_string"] {
+            assert!(not_read.parse::<AzureConfigKey>().is_err(), "{not_read}");
+        }
+    }
 }

@@ -26,6 +26,7 @@ use crate::error::Explain;
 use crate::exit_status::Cause;
 use crate::format::BackupId;
 use crate::format::manifest::{BackupSummary, FileEntry, Manifest, Root};
+use crate::local::libraries;
 use crate::pg::control::ControlFile;
 use crate::pg::recovery::{
     Recovery, RecoveryMode, TargetAction, TargetInclusion, TargetTimeline, parse_settings, setting,
@@ -272,7 +273,7 @@ fn find_programs(
     place: &Place,
 ) -> Result<Option<ServerBinaries>, RestoreError> {
     let StartRequest::Yes { programs, .. } = &request.start else { return Ok(None) };
-    let binaries = find_binaries(manifest.summary.server_version / 10_000, programs.as_deref())?;
+    let binaries = find_binaries(server_major(manifest), programs.as_deref())?;
     if place.owner.uid == 0 {
         return Err(RestoreError::refused(
             format!(
@@ -455,7 +456,7 @@ impl RestorePlan {
                 self.place.pgdata.display()
             ));
         }
-        let here = crate::backup::facts::glibc_version();
+        let here = libraries::glibc_version();
         if let (Some(then), Some(now)) = (&self.manifest.server.glibc_version, &here)
             && then != now
         {
@@ -463,6 +464,7 @@ impl RestorePlan {
                 "the server that was backed up had glibc {then}, this machine has {now}: where sort orders changed, indexes on text must be rebuilt (REINDEX)"
             ));
         }
+        self.compare_icu();
         if self.choice.backup.damaged_pages > 0 {
             self.warnings.push(format!(
                 "the backup found {} damaged pages; walhold backup-show {} lists them",
@@ -470,4 +472,31 @@ impl RestorePlan {
             ));
         }
     }
+
+    /// Without a running server the library's version is all that can be compared, and not even that everywhere: then the plan says so.
+    fn compare_icu(&mut self) {
+        let server = &self.manifest.server;
+        let Some(then) = server.icu_library.as_ref().or(server.icu_version.as_ref()) else { return };
+        let programs = match &self.binaries {
+            Some(binaries) => Some(binaries.directory.clone()),
+            None => find_binaries(server_major(&self.manifest), None).ok().map(|found| found.directory),
+        };
+        let here = programs.and_then(|directory| libraries::icu_of_program(&directory.join("postgres")));
+        match (&server.icu_library, here) {
+            (Some(then), Some(now)) if *then == now => {}
+            (Some(then), Some(now)) => self.warnings.push(format!(
+                "the server that was backed up had ICU {then}, PostgreSQL on this machine has {now}: where indexes use ICU collations and their order changed, they must be rebuilt (REINDEX)"
+            )),
+            (None, _) => self.notes.push(format!(
+                "ICU was not compared: the backup knows its collations' version ({then}), not the library's; after the start compare collversion in pg_collation with pg_collation_actual_version(oid)"
+            )),
+            (Some(_), None) => self.notes.push(format!(
+                "ICU was not compared: the server that was backed up had {then}, that of PostgreSQL on this machine could not be seen; after the start compare collversion in pg_collation with pg_collation_actual_version(oid)"
+            )),
+        }
+    }
+}
+
+fn server_major(manifest: &Manifest) -> u32 {
+    manifest.summary.server_version / 10_000
 }

@@ -124,3 +124,64 @@ fn a_damaged_manifest_is_listed_as_damaged() {
     assert_eq!(status, 1, "{line}");
     site.ok(&["backup-show", &ids[1]]);
 }
+
+#[test]
+fn a_backup_without_its_key_is_unreadable_not_damaged() {
+    let mut site = Site::start_encrypted(Cluster::builder(15));
+    let id = id_of(&site.back_up()).to_string();
+    site.cluster.stop(StopMode::Immediate);
+    site.variables.retain(|(name, _)| name != "WALHOLD_ENCRYPTION_KEY_FILE");
+    let output = site.run(&["backup-list", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&list[0]["id"], &list[0]["status"]), (&id.as_str().into(), &"unreadable".into()));
+    let (status, line) = site.fails(&["backup-list"]);
+    assert_eq!(status, 1);
+    assert!(
+        line.ends_with(
+            "which is not configured  HINT: add the key's file to [encryption] key_file; all listed keys read"
+        ),
+        "{line}"
+    );
+}
+
+/// Readers rely on docs/json.md: what is printed stands there.
+#[test]
+fn every_field_of_the_json_is_documented() {
+    fn names(value: &serde_json::Value, into: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Array(items) => items.iter().for_each(|item| names(item, into)),
+            serde_json::Value::Object(fields) => {
+                for (name, field) in fields {
+                    into.push(name.clone());
+                    // The names below are PostgreSQL's.
+                    if name != "settings" || field.is_array() {
+                        names(field, into);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let site = Site::start(Cluster::builder(15));
+    let data = site.cluster.data_directory().display().to_string();
+    let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();
+    let known: Vec<&str> =
+        document.split('`').skip(1).step_by(2).map(|name| name.trim_end_matches("[]")).collect();
+    for arguments in [
+        vec!["init", "--json"],
+        vec!["backup-push", "--pgdata", &data, "--json"],
+        vec!["backup-list", "--json"],
+        vec!["backup-show", "latest", "--json", "--files"],
+        vec!["config", "--json"],
+        vec!["wal-show", "--all", "--json"],
+    ] {
+        let printed: serde_json::Value = serde_json::from_str(&site.ok(&arguments)).unwrap();
+        let mut fields = Vec::new();
+        names(&printed, &mut fields);
+        assert!(fields.len() > 4, "{arguments:?} printed {printed}");
+        for field in fields {
+            assert!(known.contains(&field.as_str()), "docs/json.md does not know {field:?} of {arguments:?}");
+        }
+    }
+}
