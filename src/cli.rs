@@ -21,6 +21,8 @@ use crate::command::init::InitArgs;
 use crate::command::keygen::KeygenArgs;
 use crate::command::man::ManArgs;
 use crate::command::restore::RestoreArgs;
+use crate::command::status::StatusArgs;
+use crate::command::verify::VerifyArgs;
 use crate::command::wal_fetch::WalFetchArgs;
 use crate::command::wal_prefetch::WalPrefetchArgs;
 use crate::command::wal_push::WalPushArgs;
@@ -86,11 +88,11 @@ pub struct JobsFlag {
     pub jobs: Option<OsString>,
 }
 
-// Flags of settings that only `backup-push` takes.
+// Flags of settings that only `backup-push` and `verify` take.
 #[allow(missing_docs)]
 #[derive(Debug, Default, clap::Args)]
 pub struct RateLimitFlag {
-    /// Bytes per second to write to the repository at most, such as 50MB [default: no limit]
+    /// Bytes per second to write to the repository at most (verify: to read), such as 50MB [default: no limit]
     #[arg(long, value_name = "SIZE")]
     pub rate_limit: Option<OsString>,
 }
@@ -152,6 +154,15 @@ pub enum Verb {
         #[command(flatten)]
         retention: Box<RetentionFlags>,
     },
+    Status(StatusArgs),
+    Verify {
+        #[command(flatten)]
+        args: VerifyArgs,
+        #[command(flatten)]
+        jobs: JobsFlag,
+        #[command(flatten)]
+        rate_limit: RateLimitFlag,
+    },
     #[command(visible_alias = "backup-fetch")]
     Restore {
         #[command(flatten)]
@@ -176,6 +187,7 @@ impl CommandLine {
         let settings = std::mem::take(&mut self.settings);
         let (jobs, rate_limit) = match &mut self.verb {
             Verb::BackupPush { jobs, rate_limit, .. } => (jobs.jobs.take(), rate_limit.rate_limit.take()),
+            Verb::Verify { jobs, rate_limit, .. } => (jobs.jobs.take(), rate_limit.rate_limit.take()),
             Verb::Restore { jobs, .. } => (jobs.jobs.take(), None),
             _ => (None, None),
         };
@@ -234,7 +246,7 @@ pub fn definition() -> clap::Command {
 }
 
 /// Commands that are planned and not there yet.
-const NOT_YET: [&str; 4] = ["verify", "status", "check", "wal-verify"];
+const NOT_YET: [&str; 2] = ["check", "wal-verify"];
 
 fn usage_failure(error: &clap::Error) -> Failure {
     let context = |kind| match error.get(kind) {

@@ -21,4 +21,6 @@ pub mod progress;
 pub mod repository;
 pub mod restore;
 pub mod retention;
+pub mod status;
+pub mod verify;
 pub mod wal;

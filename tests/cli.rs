@@ -49,6 +49,8 @@ fn help_of_every_command() {
         "backup-list",
         "backup-show",
         "backup-mark",
+        "status",
+        "verify",
         "expire",
         "restore",
         "config",
@@ -97,6 +99,8 @@ fn usage_errors_end_with_the_status_that_the_reader_understands() {
         (vec!["backup-fetch", "--nonsense"], 2),
         (vec!["config", "--nonsense"], 2),
         (vec!["keygen", "--nonsense"], 2),
+        (vec!["status", "--nonsense"], 2),
+        (vec!["verify", "--nonsense"], 2),
         (vec!["delete", "--nonsense"], 2),
         (vec!["expire", "--nonsense"], 2),
     ] {

@@ -15,6 +15,8 @@ pub mod init;
 pub mod keygen;
 pub mod man;
 pub mod restore;
+pub mod status;
+pub mod verify;
 pub mod wal_fetch;
 pub mod wal_prefetch;
 pub mod wal_push;

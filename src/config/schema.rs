@@ -189,7 +189,7 @@ pub static JOBS: Setting = Setting {
     flag: Some("--jobs"),
     kind: Kind::Number(1, 256),
     default: Fallback::Computed("the number of cores"),
-    meaning: "Parallel jobs of `backup-push` and `restore`.",
+    meaning: "Parallel jobs of `backup-push`, `restore` and `verify`.",
     ..PLAIN
 };
 
@@ -199,7 +199,7 @@ pub static RATE_LIMIT: Setting = Setting {
     variable: "WALHOLD_RATE_LIMIT",
     flag: Some("--rate-limit"),
     kind: Kind::Bytes(64 << 10, 1 << 40),
-    meaning: "Bytes per second that `backup-push` may write to the repository. Unset: no limit.",
+    meaning: "Bytes per second that `backup-push` may write to the repository, and `verify` may read. Unset: no limit.",
     ..PLAIN
 };
 

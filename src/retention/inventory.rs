@@ -10,17 +10,17 @@ use crate::backup::list::Catalogue;
 use crate::backup::marks::{self, Mark};
 use crate::backup::tombstone::{self, Tombstone};
 use crate::codec::KeyRing;
-use crate::error::Failure;
+use crate::error::{Explain, Failure};
 use crate::exit_status::Cause;
 use crate::fan_out;
 use crate::format::manifest::{BackupSummary, PackEntry};
 use crate::format::{BackupId, ClusterName, keys};
 use crate::pg::{ArchiveFileName, SystemIdentifier, WalSegmentSize};
-use crate::repository::{Repository, RepositoryError, StoredObject};
+use crate::repository::{Naming, Repository, RepositoryError, StoredObject};
 use crate::wal::stored_segments::{StoredSegments, WalOf};
 
 /// Requests that are under way at once: what costs is the way there.
-pub const THREADS: usize = 32;
+pub const THREADS: usize = 64;
 
 /// Manifests that are read whole at once: each takes a little memory.
 const MANIFEST_READERS: usize = 4;
@@ -128,6 +128,7 @@ impl<'a> Inventory<'a> {
         if depth == Depth::Packs {
             inventory.read_packs(&catalogue)?;
         }
+        inventory.settle_unreadable()?;
         for (system, objects) in wal {
             inventory.sort_wal(keys, system, objects)?;
         }
@@ -207,6 +208,28 @@ impl<'a> Inventory<'a> {
                 Err(error) => backup.summary = Err(error),
             }
         }
+        Ok(())
+    }
+
+    /// A manifest that is gone by now was expired meanwhile. One that could not be read for a reason that is not its own (no key, no
+    /// answer) is no damaged backup but the end of this reading.
+    fn settle_unreadable(&mut self) -> Result<(), Failure> {
+        let mut gone = Vec::new();
+        for (id, backup) in &self.backups {
+            let Err(error) = &backup.summary else { continue };
+            if !matches!(error.exit_cause(), Cause::Damaged | Cause::OtherCluster) {
+                return Err(Failure {
+                    cause: error.exit_cause(),
+                    message: format!("read the manifest of backup {id}: {error}"),
+                    hint: error.hint(),
+                    reader_gone: false,
+                });
+            }
+            if self.repository.find(&keys::manifest(self.cluster, id), Naming::ByStore)?.is_none() {
+                gone.push(id.clone());
+            }
+        }
+        gone.iter().for_each(|id| drop(self.backups.remove(id)));
         Ok(())
     }
 

@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use crate::format::BackupId;
 use crate::format::manifest::BackupSummary;
-use crate::pg::{Lsn, PgTimestamp, TimelineHistory, TimelineId, WalSegmentName, WalSegmentNumber};
+use crate::pg::{
+    Lsn, PgTimestamp, TimelineHistory, TimelineId, WalSegmentName, WalSegmentNumber, WalSegmentSize,
+};
 use crate::restore::choose::on_line;
 use crate::wal::archive_view::ArchiveView;
 use crate::wal::wal_path::{PathEnd, WalPath, trace};
@@ -101,6 +103,60 @@ pub fn newest_line(view: &ArchiveView, backups: &[&BackupSummary]) -> Option<Tim
         let line = view.history(*timeline);
         backups.iter().any(|backup| on_line(backup, &line).is_ok())
     })
+}
+
+/// Holes that nobody made on purpose: what expire leaves begins again exactly where a backup does.
+pub fn holes(
+    windows: &[RecoveryWindow],
+    backups: &[&BackupSummary],
+    size: WalSegmentSize,
+) -> Vec<(WalSegmentName, WalSegmentName)> {
+    let starts: BTreeSet<WalSegmentNumber> =
+        backups.iter().map(|backup| WalSegmentNumber::containing(backup.start_lsn, size)).collect();
+    let hole = |window: &RecoveryWindow| match &window.end {
+        WindowEnd::Gap { missing, later } if window.current => Some((*missing, *later)),
+        _ => None,
+    };
+    let on_purpose = |(_, later): &(WalSegmentName, WalSegmentName)| {
+        later.number(size).is_some_and(|number| starts.contains(&number))
+    };
+    windows.iter().filter_map(hole).filter(|hole| !on_purpose(hole)).collect()
+}
+
+/// Moments that `before` has and `after` has not.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct LostSpan {
+    /// The line.
+    pub timeline: TimelineId,
+    /// The last moment before them that can be recovered, or the first lost one.
+    pub from: PgTimestamp,
+    /// The first moment behind them that can be recovered, or the last lost one.
+    pub to: PgTimestamp,
+}
+
+/// What is lost between two lists of windows of one cluster, the second with less.
+pub fn lost(before: &[RecoveryWindow], after: &[RecoveryWindow]) -> Vec<LostSpan> {
+    let mut lost = Vec::new();
+    for window in before {
+        let inside = after.iter().filter(|other| {
+            other.timeline == window.timeline
+                && other.from_lsn >= window.from_lsn
+                && other.to_lsn <= window.to_lsn
+        });
+        let mut from = window.from;
+        let mut reached = window.from_lsn;
+        let mut begun = false;
+        for other in inside {
+            if begun || other.from_lsn > window.from_lsn {
+                lost.push(LostSpan { timeline: window.timeline, from, to: other.from });
+            }
+            (from, reached, begun) = (other.to.unwrap_or(other.from), other.to_lsn, true);
+        }
+        if !begun || reached < window.to_lsn {
+            lost.push(LostSpan { timeline: window.timeline, from, to: window.to.unwrap_or(from).max(from) });
+        }
+    }
+    lost
 }
 
 fn on_one_line(
