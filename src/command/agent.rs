@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
 use crate::interrupt;
+use crate::local::heap;
 use crate::output::{self, Align, Table, human_size};
 use crate::wal::push::Writing;
 
@@ -46,19 +47,16 @@ pub fn run(args: AgentArgs, config: &Config) -> Result<Outcome, Failure> {
     }
 }
 
-/// Starts the program anew, once, with one heap for all threads. glibc gives each thread a heap of its own and keeps what each once took: with threads that come
-/// and go that was measured to be 100 MB where 20 are used. What the operator has set stays.
+/// Starts the program anew, once, with one heap for all threads.
 fn keep_the_heap_small() {
     use std::os::unix::process::CommandExt;
-    const SETTINGS: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_THRESHOLD_", "262144")];
-    let is_set = |(name, _): &(&str, &str)| std::env::var_os(name).is_some();
-    if SETTINGS.iter().any(is_set) || interrupt::requested().is_some() {
+    if heap::is_decided() || interrupt::requested().is_some() {
         return;
     }
     if let Ok(program) = std::env::current_exe() {
         let mut command = std::process::Command::new(program);
         // Returns only if it fails, and then this process goes on as it is.
-        let error = command.args(std::env::args_os().skip(1)).envs(SETTINGS).exec();
+        let error = command.args(std::env::args_os().skip(1)).envs(heap::ONE_HEAP).exec();
         tracing::debug!("start anew: {}", crate::error::system_words(&error));
     }
 }

@@ -1,6 +1,7 @@
 //! The local machine: crash-safe files, the walk through PGDATA, locks and notes.
 
 pub mod durable;
+pub mod heap;
 pub mod kill_point;
 pub mod libraries;
 pub mod pgdata_walk;

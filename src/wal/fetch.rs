@@ -26,10 +26,8 @@ use super::interruption::{Interrupted, stop_if_asked};
 use super::push::naming_of;
 
 /// Bytes read with the request that finds the object in a far store: most compressed segments of 16 MiB whole.
-const FIRST_READ: usize = 4 << 20;
+pub(super) const FIRST_READ: usize = 4 << 20;
 
-/// The same for what is fetched ahead: several at once share the memory.
-const AHEAD_READ: usize = 2 << 20;
 /// How often a gap is looked at while it may be filling.
 const GAP_POLL: Duration = Duration::from_secs(1);
 
@@ -125,7 +123,7 @@ pub fn fetch_if_stored(
 ) -> Result<Option<ObjectTail>, FetchError> {
     let name = ArchiveFileName::Segment(name);
     let key = keys::wal(archive.cluster, archive.system, name);
-    let found = archive.repository.find_and_read(&key, naming_of(name), AHEAD_READ)?;
+    let found = archive.repository.find_and_read(&key, naming_of(name), FIRST_READ)?;
     let Some((object, beginning)) = found else { return Ok(None) };
     let beginning = Mutex::new(Beginning { offset: 0, bytes: beginning });
     let source = BegunObject { repository: archive.repository, object: &object, beginning };

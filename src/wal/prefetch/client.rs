@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::config::fingerprint::Fields;
 use crate::interrupt;
 use crate::local::durable::parent_of;
+use crate::local::heap;
 use crate::local::kill_point::kill_point;
 use crate::pg::{SystemIdentifier, WalSegmentName, WalSegmentSize};
 use crate::wal::first_page::{FIRST_PAGE_BYTES, check_first_page};
@@ -154,6 +155,9 @@ fn worker_command(
     let mut command = Command::new(std::env::current_exe()?);
     // Settings that this process has from flags.
     command.envs(config.carried_variables());
+    if !heap::is_decided() {
+        command.envs(heap::ONE_HEAP);
+    }
     if let Some(file) = &config.file {
         command.arg("--config").arg(absolute(file)?);
     }

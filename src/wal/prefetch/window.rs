@@ -19,10 +19,12 @@ use crate::interrupt;
 use crate::pg::{SystemIdentifier, WalSegmentName, WalSegmentSize};
 use crate::repository::{Patience, Repository};
 use crate::wal::absence::Archive;
-use crate::wal::fetch::{FetchError, fetch_if_stored};
+use crate::wal::fetch::{FIRST_READ, FetchError, fetch_if_stored};
 
 /// Threads that fetch; each holds one object's beginning in memory.
 const FETCHERS: usize = 3;
+/// An object that is larger than its beginning is read in ranges, some of them ahead: one such at a time is as much memory as three small ones, and keeps the line as busy.
+const FETCHERS_OF_LARGE: usize = 1;
 /// The window's first size.
 const FIRST_SIZE: u64 = 2;
 /// The most segments that are ever held, however small they are.
@@ -102,6 +104,8 @@ struct State {
     size: u64,
     calm: u32,
     slots: BTreeMap<u64, Slot>,
+    /// Stored bytes of the last one that was fetched.
+    stored: u64,
     /// What was handed out last: if it still lies there, its taker died.
     handed: Option<WalSegmentName>,
     asked: Instant,
@@ -129,6 +133,7 @@ impl Window {
             size: FIRST_SIZE.min(settings.most()),
             calm: 0,
             slots: BTreeMap::new(),
+            stored: 0,
             handed: None,
             asked: Instant::now(),
             ended: false,
@@ -262,6 +267,10 @@ impl State {
 
     /// The next segment to fetch: the first without a slot, unless something before it is missing.
     fn wanted(&self) -> Option<u64> {
+        let most = if self.stored > FIRST_READ as u64 { FETCHERS_OF_LARGE } else { FETCHERS };
+        if self.slots.values().filter(|slot| matches!(slot, Slot::Fetching)).count() >= most {
+            return None;
+        }
         for number in self.next..self.next.saturating_add(self.size) {
             match self.slots.get(&number) {
                 None => return Some(number),
@@ -367,7 +376,10 @@ impl Shared {
         }
         for name in line.names(number, last.timeline) {
             match fetch_one(&archive, name, &settings.directory) {
-                Ok(Some(file)) => return (line, Slot::Ready(name, file)),
+                Ok(Some((file, stored))) => {
+                    self.lock().stored = stored;
+                    return (line, Slot::Ready(name, file));
+                }
                 Ok(None) => {}
                 Err(error) => {
                     tracing::debug!("{name} was not fetched ahead: {error} ({})", error.exit_cause().name());
@@ -383,10 +395,9 @@ fn fetch_one(
     archive: &Archive<'_>,
     name: WalSegmentName,
     directory: &Path,
-) -> Result<Option<WindowFile>, FetchError> {
+) -> Result<Option<(WindowFile, u64)>, FetchError> {
     let path = directory.join(name.to_string());
-    if fetch_if_stored(archive, name, &path)?.is_none() {
-        return Ok(None);
-    }
-    Ok(std::fs::symlink_metadata(&path).ok().map(|found| WindowFile::of(&found)))
+    let Some(tail) = fetch_if_stored(archive, name, &path)? else { return Ok(None) };
+    let found = std::fs::symlink_metadata(&path).ok();
+    Ok(found.map(|found| (WindowFile::of(&found), tail.stored_length)))
 }
