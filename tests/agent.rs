@@ -426,7 +426,7 @@ fn cloud(files: &WalFiles) -> (S3Server, FaultProxy, Archive) {
 fn an_outage_is_told_and_a_repository_that_changed_gets_no_acknowledgement() {
     let files = small_files();
     let (server, proxy, mut archive) = cloud(files);
-    let _agent = Agent::start(&archive);
+    let agent = Agent::start(&archive);
     // Only the agent has the secret.
     archive.unset("AWS_SECRET_ACCESS_KEY");
     let [first, second, third] = [0, 1, 2].map(|n| files.segment(n));
@@ -447,11 +447,17 @@ fn an_outage_is_told_and_a_repository_that_changed_gets_no_acknowledgement() {
     assert!(run.stderr.contains("AWS_ENDPOINT_URL is not what it is for the agent"), "{run:?}");
     archive.set("AWS_ENDPOINT_URL", &format!("http://{}", proxy.addr()));
 
-    let marker =
-        contents(&server.bucket_directory()).into_keys().find(|path| path.ends_with("prefix/walhold.json"));
+    // Not even what is known to have been stored is acknowledged when the repository is gone.
+    let fourth = files.segment(3);
+    mark_waiting(&archive, third, files.bytes(third));
+    mark_waiting(&archive, fourth, files.bytes(fourth));
+    assert!(was_by_agent(&push(&archive, third), third));
+    let stored = || contents(&server.bucket_directory());
+    agent.wait_for("look-ahead", || stored().keys().any(|path| path.ends_with(fourth)));
+    let marker = stored().into_keys().find(|path| path.ends_with("prefix/walhold.json"));
     fs::remove_file(server.bucket_directory().join(marker.unwrap())).unwrap();
     std::thread::sleep(Duration::from_secs(11));
-    let run = push(&archive, third);
+    let run = push(&archive, fourth);
     assert_eq!(run.status, Some(10), "{run:?}");
 }
 

@@ -30,6 +30,8 @@ use crate::wal::ready;
 
 /// The repository's marker and the cluster's identity are read again beside an upload when they were last seen so long ago.
 const PROOF_LIFE: Duration = Duration::from_secs(10);
+/// How long that may take where the answer is known.
+const PATIENCE_FOR_ANSWER: Duration = Duration::from_secs(1);
 /// Files of one directory under way at once.
 const PARALLEL: usize = 8;
 /// The most that one object waiting for its request holds.
@@ -146,12 +148,14 @@ impl Archiver {
     fn push_in(self: &Arc<Self>, lane: &Arc<Lane>, order: PushOrder<'_>) -> Result<String, Failure> {
         let name = order.file.name.to_string();
         if lane.was_archived(&name, &order.file.stamp(), order.deadline) {
+            self.prove_for_answer(lane, &order.file)?;
             self.look_ahead(lane, order.file.name);
             return Ok("ahead".to_owned());
         }
         let file = order.file;
+        let mark = UnderWay { lane, file: &file };
         let pushed = self.push_one(lane, &file, order.deadline, || self.look_ahead(lane, file.name));
-        lane.end(&file, &pushed);
+        mark.end(&pushed);
         match pushed? {
             Pushed::Archived(encoded) => {
                 Ok(format!("{} bytes stored as {}", encoded.plaintext_length, encoded.stored_length))
@@ -258,6 +262,18 @@ impl Archiver {
         result
     }
 
+    /// An answer from memory needs the repository too, as far as it can be asked: an outage does not unmake what is durable.
+    fn prove_for_answer(&self, lane: &Lane, file: &ArchiveFile) -> Result<(), Failure> {
+        if self.is_proven(lane) {
+            return Ok(());
+        }
+        let repository = self.repository(Instant::now() + PATIENCE_FOR_ANSWER)?;
+        match self.prove(&repository, lane, file) {
+            Err(failure) if matches!(failure.cause, Cause::NoRepository | Cause::Damaged) => Err(failure),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     fn wait_for_room(&self, repository: &Repository) -> Result<(), Failure> {
         if repository.is_directory() {
             return Ok(());
@@ -305,8 +321,9 @@ impl Archiver {
     fn archive_ahead(&self, lane: &Lane) {
         while let Some((name, file)) = self.next_ahead(lane) {
             let deadline = Instant::now() + self.config.wal.push_deadline;
+            let mark = UnderWay { lane, file: &file };
             let pushed = self.push_one(lane, &file, deadline, || {});
-            lane.end(&file, &pushed);
+            mark.end(&pushed);
             let mut state = locked(&lane.state);
             match pushed {
                 Ok(_) => {
@@ -376,6 +393,27 @@ impl Drop for Held<'_> {
     }
 }
 
+/// A file that is being archived. Dropped without an end, because the thread panicked, it is as if it had not been begun.
+struct UnderWay<'a> {
+    lane: &'a Lane,
+    file: &'a ArchiveFile,
+}
+
+impl UnderWay<'_> {
+    /// Notes how it ended.
+    fn end<E>(self, pushed: &Result<Pushed, E>) {
+        if pushed.is_ok() {
+            self.lane.mark(self.file, Some(Instant::now()));
+        }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.lane.mark(self.file, None);
+    }
+}
+
 impl LaneState {
     /// What was asked for before is over.
     fn begin_behind(&mut self, asked: WalSegmentName) {
@@ -429,14 +467,14 @@ impl Lane {
         }
     }
 
-    /// Notes how a push ended, unless another file has this name by now.
-    fn end<E>(&self, file: &ArchiveFile, pushed: &Result<Pushed, E>) {
+    /// Makes a file that is under way durable, or unknown, unless another file has its name by now.
+    fn mark(&self, file: &ArchiveFile, durable: Option<Instant>) {
         let (name, stamp) = (file.name.to_string(), file.stamp());
         let mut state = locked(&self.state);
-        if state.entries.get(&name).is_some_and(|entry| entry.stamp == stamp) {
-            match pushed {
-                Ok(_) => drop(state.entries.insert(name, Entry { stamp, durable: Some(Instant::now()) })),
-                Err(_) => drop(state.entries.remove(&name)),
+        if state.entries.get(&name).is_some_and(|entry| entry.stamp == stamp && entry.durable.is_none()) {
+            state.entries.remove(&name);
+            if durable.is_some() {
+                state.entries.insert(name, Entry { stamp, durable });
             }
         }
         self.changed.notify_all();

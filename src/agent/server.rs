@@ -122,10 +122,19 @@ fn accept(agent: &Arc<Agent>, listener: &UnixListener) {
         }
         let agent = Arc::clone(agent);
         std::thread::spawn(move || {
+            let _counted = Counted(&agent.askers);
             // An asker that went away has no use for an answer.
             let _ = agent.answer(&mut stream);
-            agent.askers.fetch_sub(1, Ordering::SeqCst);
         });
+    }
+}
+
+/// An asker, until its thread ends in whatever way.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
