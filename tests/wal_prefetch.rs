@@ -320,6 +320,19 @@ fn it_ends_when_told_when_idle_and_when_its_settings_are_not_ours() {
 }
 
 #[test]
+fn it_ends_when_its_directory_or_the_whole_server_is_removed() {
+    let recovery = Recovery::start(6);
+    recovery.fetch_right(0);
+    recovery.wait_ready(2);
+    fs::remove_dir_all(recovery.window()).unwrap();
+    recovery.wait_gone();
+    recovery.fetch_right(1);
+    recovery.wait_ready(3);
+    fs::remove_dir_all(recovery.archive.path("data")).unwrap();
+    recovery.wait_gone();
+}
+
+#[test]
 fn the_disk_space_is_bounded() {
     let archive = Archive::new(small_files());
     let mut recovery = Recovery::fill(archive, 20);

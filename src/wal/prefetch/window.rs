@@ -220,8 +220,9 @@ impl Window {
     }
 }
 
-impl Drop for Window {
-    fn drop(&mut self) {
+impl Window {
+    /// Stops fetching and removes what lies ready.
+    pub fn end(&self) {
         let mut state = self.shared.lock();
         state.ended = true;
         self.shared.remove_files(&mut state);
@@ -229,6 +230,12 @@ impl Drop for Window {
             let _ = std::fs::remove_file(self.shared.path(handed));
         }
         self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -102,13 +102,12 @@ pub fn run(config: &Config, order: &WindowOrder, told_to_end: &AtomicBool) -> Re
     });
     kill_point("worker: started");
     let answering = Arc::clone(&host);
-    let listener_address = place.socket_address();
-    let accepting = std::thread::spawn(move || accept(&answering, &listener));
+    let accepting = listener.try_clone().map_err(|error| place.failed("listen at", &error))?;
+    std::thread::spawn(move || accept(&answering, &accepting));
     while host.is_needed(&server, &place) && !told_to_end.load(Ordering::SeqCst) {
         interrupt::sleep(LOOK);
     }
-    host.end(&listener_address);
-    let _ = accepting.join();
+    host.end(&listener);
     place.leave();
     Ok(())
 }
@@ -255,10 +254,11 @@ impl Host {
             && place.is_there()
     }
 
-    /// Lets the accepting thread see that it is over.
-    fn end(&self, address: &Path) {
+    /// Ends the window and lets the accepting thread see that it is over. The socket may have lost its name, so it can't be knocked at.
+    fn end(&self, listener: &UnixListener) {
         self.ended.store(true, Ordering::SeqCst);
-        let _ = UnixStream::connect(address);
+        let _ = nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        self.window.end();
     }
 
     fn answer(&self, stream: &mut UnixStream) -> io::Result<()> {
@@ -293,7 +293,11 @@ fn accept(host: &Arc<Host>, listener: &UnixListener) {
         if host.ended.load(Ordering::SeqCst) {
             return;
         }
-        let Ok(mut stream) = stream else { continue };
+        let Ok(mut stream) = stream else {
+            // Out of descriptors: others ask the archive for a moment.
+            std::thread::sleep(LOOK);
+            continue;
+        };
         if host.askers.fetch_add(1, Ordering::SeqCst) >= MOST_ASKERS {
             host.askers.fetch_sub(1, Ordering::SeqCst);
             continue;
