@@ -8,7 +8,9 @@
 //! What must hold: bytes beyond the size that the walk saw are not read (replay writes them), files that vanish are
 //! left out, and a file that was cut short while it was read has the size that was still there.
 
+mod assemble;
 mod job;
+mod keep;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,7 +22,8 @@ use super::BackupError;
 use super::pack_writer::{PackFactory, PackWriter};
 use super::plan::{Queue, SourceFile};
 use super::relation_file::{PageRules, SuspectPage};
-use crate::format::manifest::{FileEntry, FileRange, PackEntry, RangeSource};
+use super::reuse::{Reuse, ReusePlan};
+use crate::format::manifest::{FileEntry, FileRange, PackEntry};
 use crate::interrupt;
 use crate::progress::Progress;
 use job::Job;
@@ -33,6 +36,8 @@ pub struct CopyPlan<'a> {
     pub files: &'a [SourceFile],
     /// The work.
     pub queue: &'a Queue,
+    /// What a base spares, if there is one.
+    pub reuse: Option<&'a ReusePlan<'a>>,
     /// How pages are checked; `None` where they carry no checksums.
     pub pages: Option<PageRules>,
     /// Makes packs.
@@ -48,6 +53,11 @@ pub struct CopyPlan<'a> {
 }
 
 impl CopyPlan<'_> {
+    /// What the base spares of a file.
+    fn reuse_of(&self, file: u32) -> Option<&Reuse> {
+        self.reuse?.files.get(file as usize)
+    }
+
     /// Fails if the work is to end early.
     pub(super) fn go_on(&self) -> Result<(), BackupError> {
         if self.stop.load(Ordering::Relaxed) || interrupt::requested().is_some() {
@@ -69,7 +79,10 @@ pub(super) struct ReadRange {
 pub(super) struct JobResult {
     /// Files that could be opened, some of them more than once.
     pub(super) opened: Vec<u32>,
+    /// What was stored; the pack is its number.
     pub(super) ranges: Vec<ReadRange>,
+    /// What is kept; the pack is its index in the base.
+    pub(super) kept: Vec<ReadRange>,
     pub(super) packs: Vec<PackEntry>,
     pub(super) suspects: Vec<(u32, SuspectPage)>,
     /// Whether this job copied `pg_control`.
@@ -80,8 +93,12 @@ pub(super) struct JobResult {
 pub struct Copied {
     /// In the order of the plan's files, without those that vanished.
     pub files: Vec<FileEntry>,
-    /// By number, without gaps.
+    /// This backup's own, by number and without gaps, then those of the base that ranges point into.
     pub packs: Vec<PackEntry>,
+    /// How many of them are this backup's own.
+    pub own_packs: usize,
+    /// Stored bytes of all chunks that ranges point to.
+    pub chunk_bytes: u64,
     /// Pages that did not fit their checksum: index into the plan's files, page.
     pub suspects: Vec<(u32, SuspectPage)>,
 }
@@ -148,7 +165,7 @@ impl<'scope, 'env> Copying<'scope, 'env> {
         }
         match failure {
             Some(error) => Err(error),
-            None => assemble(self.plan.files, results),
+            None => assemble::assemble(self.plan, results),
         }
     }
 }
@@ -192,100 +209,4 @@ fn copy_in_job<'scope, 'env>(
     job.flush()?;
     let _ = read.send(Ok(()));
     job.finish()
-}
-
-/// Puts the jobs' pieces together.
-fn assemble(files: &[SourceFile], results: Vec<JobResult>) -> Result<Copied, BackupError> {
-    let mut opened = vec![false; files.len()];
-    let mut ranges: Vec<Vec<FileRange>> = vec![Vec::new(); files.len()];
-    let mut copied_packs = Vec::new();
-    let mut suspects = Vec::new();
-    let mut has_control = false;
-    for result in results {
-        for file in result.opened {
-            if let Some(opened) = opened.get_mut(file as usize) {
-                *opened = true;
-            }
-        }
-        for ReadRange { file, range } in result.ranges {
-            if let Some(ranges) = ranges.get_mut(file as usize) {
-                ranges.push(range);
-            }
-        }
-        copied_packs.extend(result.packs);
-        suspects.extend(result.suspects);
-        has_control |= result.has_control;
-    }
-    let mut entries = Vec::with_capacity(files.len());
-    for ((file, ranges), opened) in files.iter().zip(ranges).zip(opened) {
-        if !opened {
-            continue;
-        }
-        let (size, ranges) = without_holes(ranges).ok_or(BackupError::JobLost)?;
-        entries.push(FileEntry {
-            root: file.root,
-            path: file.found.path.clone(),
-            mode: file.found.mode,
-            size,
-            modified: file.found.modified,
-            ranges,
-        });
-    }
-    entries.sort_by(|a, b| (a.root, &a.path).cmp(&(b.root, &b.path)));
-    copied_packs.sort_by_key(|pack| pack.number);
-    suspects.sort_by_key(|(file, page)| (*file, page.block));
-    if !has_control {
-        return Err(BackupError::JobLost);
-    }
-    Ok(Copied { files: entries, packs: copied_packs, suspects })
-}
-
-/// Ranges in order, and the file's size. A file that was truncated and extended again while several jobs read it may
-/// have a hole between what they saw: its pages are written by replay, until then they are zero. `None` if ranges overlap,
-/// which only a mistake in the plan can make.
-fn without_holes(mut ranges: Vec<FileRange>) -> Option<(u64, Vec<FileRange>)> {
-    ranges.sort_by_key(|range| range.offset);
-    let mut whole: Vec<FileRange> = Vec::with_capacity(ranges.len());
-    let mut end = 0;
-    for range in ranges {
-        while end < range.offset {
-            let length = u32::try_from(range.offset - end).unwrap_or(1 << 30);
-            append(&mut whole, FileRange { offset: end, length, source: RangeSource::Zeros });
-            end += u64::from(length);
-        }
-        if range.offset < end {
-            return None;
-        }
-        end += u64::from(range.length);
-        append(&mut whole, range);
-    }
-    Some((end, whole))
-}
-
-/// Neighbouring zeros become one range as long as its length has room.
-fn append(whole: &mut Vec<FileRange>, range: FileRange) {
-    if let Some(last) = whole.last_mut()
-        && (last.source, range.source) == (RangeSource::Zeros, RangeSource::Zeros)
-        && let Some(length) = last.length.checked_add(range.length)
-    {
-        last.length = length;
-        return;
-    }
-    whole.push(range);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn holes_become_zeros() {
-        let zeros = |offset, length| FileRange { offset, length, source: RangeSource::Zeros };
-        assert_eq!(without_holes(Vec::new()), Some((0, Vec::new())));
-        assert_eq!(without_holes(vec![zeros(100, 20), zeros(0, 10)]), Some((120, vec![zeros(0, 120)])));
-        assert_eq!(without_holes(vec![zeros(9, 20), zeros(0, 10)]), None);
-        let (size, ranges) = without_holes(vec![zeros(5 << 30, 1)]).unwrap();
-        assert_eq!(size, (5 << 30) + 1);
-        assert_eq!(ranges.iter().map(|range| u64::from(range.length)).sum::<u64>(), size);
-    }
 }

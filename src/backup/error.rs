@@ -14,6 +14,7 @@ use crate::output::human_duration;
 use crate::pg::client::ClientError;
 use crate::repository::RepositoryError;
 use crate::wal::identity::IdentityError;
+use crate::wal::stored_segments::StoredSegmentsError;
 
 /// What went wrong with a backup.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,9 @@ pub enum BackupError {
     /// The cluster's identity record could not be written.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The archived WAL could not be looked at.
+    #[error(transparent)]
+    Segments(#[from] StoredSegmentsError),
     /// A directory of the cluster could not be read.
     #[error(transparent)]
     Walk(#[from] WalkError),
@@ -118,6 +122,7 @@ impl Explain for BackupError {
             BackupError::Encode(error) => error.exit_cause(),
             BackupError::Decode(error) => error.exit_cause(),
             BackupError::Identity(error) => error.exit_cause(),
+            BackupError::Segments(error) => error.exit_cause(),
             BackupError::Walk(error) => error.exit_cause(),
             BackupError::Read { .. } => Cause::FileUnusable,
             BackupError::Unusable { .. } | BackupError::BadManifest { .. } => Cause::Damaged,
@@ -138,6 +143,7 @@ impl Explain for BackupError {
             BackupError::Encode(error) => error.hint(),
             BackupError::Decode(error) => error.hint(),
             BackupError::Identity(error) => error.hint(),
+            BackupError::Segments(error) => error.hint(),
             BackupError::Walk(error) => error.hint(),
             BackupError::Read { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
                 Some("run walhold as the user that owns the data directory".to_owned())

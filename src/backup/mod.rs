@@ -1,10 +1,13 @@
 //! Base backups: taking, listing and marking them.
 //!
-//! [`take_backup`] is the whole of `backup-push` as a list of steps. In: a connection, the data directory, a repository.
+//! [`take_backup`] is the whole of `backup-push` as a list of steps. In: a connection, the data directory, a repository, and the
+//! backups that are in it: from the second one on, a backup reads and stores what may have changed and points to earlier packs for the rest.
 //! Out: packs, and a manifest that is written last of all, so that a backup exists when its manifest does. What must hold
 //! before that: every pack is durable, and every WAL segment from the backup's start to its stop is in the repository.
 
+pub mod base;
 pub mod catalogue;
+pub mod changes;
 pub mod control;
 pub mod copy;
 pub mod error;
@@ -17,17 +20,19 @@ pub mod plan;
 pub mod publish;
 pub mod rate_limit;
 pub mod relation_file;
+pub mod reuse;
 pub mod session;
+pub mod since;
 pub mod tombstone;
 pub mod wait_for_wal;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 use std::time::{Duration, Instant};
 
 pub use error::BackupError;
 
-use crate::codec::Sealing;
+use crate::codec::{KeyRing, Sealing};
 use crate::format::manifest::{BackupKind, BackupSummary, CatalogueEntry, Manifest, Root, Tablespace};
 use crate::format::{BackupId, ClusterName, keys};
 use crate::local::pgdata_walk::{self, CONTROL_FILE, FoundFile, PgdataWalk, modified_microseconds};
@@ -37,6 +42,8 @@ use crate::pg::{Lsn, PgTimestamp, WalSegmentName, WalSegmentNumber};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::wal::identity::ensure_recorded;
+use base::{Base, NewStart};
+use changes::{ChangeSource, Changes, ChangesFrom};
 use copy::{Copied, CopyPlan, Copying};
 use facts::ServerState;
 use intent::{Heartbeat, Intent};
@@ -44,6 +51,7 @@ use pack_writer::{PACK_SIZE, PackFactory};
 use plan::SourceFile;
 use rate_limit::RateLimit;
 use relation_file::PageRules;
+use reuse::{PageLayout, ReusePlan, bytes_to_read};
 use session::SessionWatch;
 
 /// What a backup is taken of, where it goes, and how.
@@ -56,8 +64,12 @@ pub struct BackupRequest<'a> {
     pub connection: &'a ConnectionSettings,
     /// The data directory; `None` to ask the server.
     pub pgdata: Option<&'a Path>,
+    /// What opens earlier backups.
+    pub keys: &'a KeyRing,
     /// How packs and manifest are written.
     pub sealing: Sealing,
+    /// What is taken over from earlier backups.
+    pub extent: Extent,
     /// How many threads copy.
     pub jobs: usize,
     /// Stored bytes per second at most.
@@ -68,6 +80,15 @@ pub struct BackupRequest<'a> {
     pub checkpoint: StartCheckpoint,
     /// How long to wait while no WAL arrives.
     pub wal_patience: Duration,
+}
+
+/// What a backup takes over from earlier ones.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// Nothing.
+    Full,
+    /// What has not changed, as this source tells. Everything is stored if there is no earlier backup.
+    Incremental(ChangesFrom),
 }
 
 /// A backup that is stored.
@@ -100,10 +121,16 @@ struct Taken {
     stopped: StoppedBackup,
     stop_time: PgTimestamp,
     damaged: Vec<(String, u32)>,
-    chunk_bytes: u64,
 }
 
-/// Takes a full backup. Whatever fails before the manifest is published leaves nothing that is listed; closing the session
+/// What is taken over, and how what has changed was found.
+struct Reused {
+    base: Base,
+    source: ChangeSource,
+    changes: Changes,
+}
+
+/// Takes a backup. Whatever fails before the manifest is published leaves nothing that is listed; closing the session
 /// makes the server end the backup.
 pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupError> {
     let began = Instant::now();
@@ -112,14 +139,17 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
     facts::check(&mut session, &state)?;
     record_identity(request, &state)?;
     let started = start(&mut session, request, &state)?;
-    let intent = announce(request, started.segment)?;
+    let base = choose_base(request, &state, &started)?;
+    let intent =
+        announce(request, started.segment, base.as_ref().map(|base| base.manifest.summary.id.clone()))?;
     let id = intent.id.clone();
     std::thread::scope(|scope| {
         let _alive = Heartbeat::start(scope, request.repository, request.cluster, intent);
-        let taken = copy_until_stopped(&mut session, request, &state, &started, &id)?;
+        let reused = find_changes(&mut session, request, &state, &started, base)?;
+        let taken = copy_until_stopped(&mut session, request, &state, &started, &id, reused.as_ref())?;
         let wal = session::wal_of(&state, &started.lsn, &taken.stopped)?;
         session::wait_for_wal(&mut session, request, &state, &wal)?;
-        let manifest = describe(request, &state, &started, &wal, id.clone(), taken)?;
+        let manifest = describe(request, &state, &started, &wal, id.clone(), taken, reused.as_ref())?;
         publish::publish_manifest(request, &manifest)?;
         Ok(BackupReport {
             summary: manifest.summary,
@@ -161,11 +191,60 @@ fn start(
     Ok(Started { lsn, segment, time })
 }
 
+/// The backup to take over from, if there is one.
+fn choose_base(
+    request: &BackupRequest<'_>,
+    state: &ServerState,
+    started: &Started,
+) -> Result<Option<Base>, BackupError> {
+    let Extent::Incremental(_) = request.extent else { return Ok(None) };
+    let new = NewStart {
+        system_identifier: state.system_identifier(),
+        wal_segment_size: state.control.wal_segment_size,
+        block_size: state.control.block_size,
+        data_checksums: state.control.data_checksum_version != 0,
+        major: state.major(),
+        lsn: started.lsn,
+        history: session::history_of(state, started.segment.timeline).map_err(|error| error.to_string()),
+    };
+    let base = base::choose(request, &new)?;
+    if base.is_none() {
+        tracing::info!("there is no earlier backup to take over from: everything is stored");
+    }
+    Ok(base)
+}
+
+/// Finds out what has changed since the base.
+fn find_changes(
+    session: &mut Session,
+    request: &BackupRequest<'_>,
+    state: &ServerState,
+    started: &Started,
+    base: Option<Base>,
+) -> Result<Option<Reused>, BackupError> {
+    let (Some(base), Extent::Incremental(from)) = (base, request.extent) else { return Ok(None) };
+    let found = since::find_changes(session, request, state, started, &base, from)?;
+    let why = match found.passed_over.join("; ") {
+        why if why.is_empty() => why,
+        why => format!(" ({why})"),
+    };
+    tracing::info!(
+        "the base is backup {}, changes are taken from: {}{why}",
+        base.manifest.summary.id,
+        found.source
+    );
+    Ok(Some(Reused { base, source: found.source, changes: found.changes }))
+}
+
 /// Finds an id that nobody uses and announces it. Two hosts may begin in one second at one segment.
-fn announce(request: &BackupRequest<'_>, segment: WalSegmentName) -> Result<Intent, BackupError> {
+fn announce(
+    request: &BackupRequest<'_>,
+    segment: WalSegmentName,
+    base: Option<BackupId>,
+) -> Result<Intent, BackupError> {
     let mut attempts = 0;
     loop {
-        let intent = Intent::new(BackupId::new(jiff::Timestamp::now(), segment), None);
+        let intent = Intent::new(BackupId::new(jiff::Timestamp::now(), segment), base.clone());
         match intent.announce(request.repository, request.cluster) {
             Ok(()) => return Ok(intent),
             Err(BackupError::Taken(_)) if attempts < 5 => attempts += 1,
@@ -183,12 +262,20 @@ fn copy_until_stopped(
     state: &ServerState,
     started: &Started,
     id: &BackupId,
+    reused: Option<&Reused>,
 ) -> Result<Taken, BackupError> {
     let found = pgdata_walk::walk(&state.pgdata, &state.tablespace_directory())?;
     found.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let files = source_files(&found, state)?;
     // pg_control, the last, is for the job that ends last.
-    let queue = plan::plan(files.split_last().map(|(_, before)| before).unwrap_or_default());
+    let copied_by_all = files.split_last().map(|(_, before)| before).unwrap_or_default();
+    let layout = PageLayout {
+        block_size: state.control.block_size,
+        segment_blocks: state.control.relation_segment_blocks,
+    };
+    let reuse =
+        reused.map(|reused| ReusePlan::new(copied_by_all, &reused.base.manifest, &reused.changes, layout));
+    let queue = plan::plan(copied_by_all, reuse.as_ref().map_or(&[], |reuse| &reuse.files));
     let limit = request.rate_limit.map(RateLimit::new);
     let packs = PackFactory {
         repository: request.repository,
@@ -200,15 +287,16 @@ fn copy_until_stopped(
         limit: limit.as_ref(),
         pack_size: PACK_SIZE,
         next_number: AtomicU32::new(0),
-        chunk_bytes: AtomicU64::new(0),
     };
-    let total: u64 = files.iter().map(|file| file.found.size).sum();
+    let reuse_of = |index: usize| reuse.as_ref().and_then(|reuse| reuse.files.get(index));
+    let total: u64 = files.iter().enumerate().map(|(index, file)| bytes_to_read(file, reuse_of(index))).sum();
     let progress = Progress::new("backup", total);
     let (stop, reading) = (AtomicBool::new(false), AtomicUsize::new(0));
     let plan = CopyPlan {
         pgdata: &state.pgdata,
         files: &files,
         queue: &queue,
+        reuse: reuse.as_ref(),
         pages: page_rules(state, started.lsn),
         packs: &packs,
         jobs: request.jobs,
@@ -229,9 +317,8 @@ fn copy_until_stopped(
     })?;
     progress.finish();
     let damaged = damaged_pages(&copied, &files, stopped.lsn);
-    let chunk_bytes = packs.chunk_bytes.load(Ordering::Relaxed);
     let stop_time = session.now()?;
-    Ok(Taken { copied, found, tablespaces, catalogue, stopped, stop_time, damaged, chunk_bytes })
+    Ok(Taken { copied, found, tablespaces, catalogue, stopped, stop_time, damaged })
 }
 
 fn page_rules(state: &ServerState, start_lsn: Lsn) -> Option<PageRules> {
@@ -297,6 +384,7 @@ fn describe(
     wal: &session::BackupWal,
     id: BackupId,
     taken: Taken,
+    reused: Option<&Reused>,
 ) -> Result<Manifest, BackupError> {
     let label = BackupLabel::parse(&taken.stopped.label).map_err(|error| BackupError::Unusable {
         what: "read what pg_backup_stop returned".to_owned(),
@@ -307,8 +395,8 @@ fn describe(
         id,
         system_identifier: state.system_identifier(),
         server_version: state.version,
-        kind: BackupKind::Full,
-        base: None,
+        kind: if reused.is_some() { BackupKind::Incremental } else { BackupKind::Full },
+        base: reused.map(|reused| reused.base.manifest.summary.id.clone()),
         from_standby: label.from_standby,
         start_timeline: label.start_timeline,
         stop_timeline: wal.stop_timeline,
@@ -322,11 +410,11 @@ fn describe(
         data_checksums: state.control.data_checksum_version != 0,
         cluster_bytes: copied.files.iter().map(|file| file.size).sum(),
         file_count: copied.files.len() as u64,
-        new_bytes: copied.packs.iter().map(|pack| pack.stored_length).sum(),
-        repository_bytes: taken.chunk_bytes,
+        new_bytes: copied.packs.iter().take(copied.own_packs).map(|pack| pack.stored_length).sum(),
+        repository_bytes: copied.chunk_bytes,
         damaged_pages: taken.damaged.len() as u64,
         encrypted: request.sealing.key.is_some(),
-        changes_from: "full".to_owned(),
+        changes_from: reused.map_or("full", |reused| reused.source.word()).to_owned(),
         time_zone: state.time_zone.clone(),
         walhold_version: env!("CARGO_PKG_VERSION").to_owned(),
     };

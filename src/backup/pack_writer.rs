@@ -3,7 +3,7 @@
 //! In: plaintext chunks. Out: where each chunk lies, and in the end the packs. What must hold: a pack that a manifest
 //! names was published, that is, durable; at most one pack per job is being finished, so memory stays bounded.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use super::BackupError;
@@ -39,8 +39,6 @@ pub struct PackFactory<'a> {
     pub pack_size: u64,
     /// The number of the next pack.
     pub next_number: AtomicU32,
-    /// Stored bytes of all chunks so far.
-    pub chunk_bytes: AtomicU64,
 }
 
 type Sink<'a> = Limited<'a, Publication>;
@@ -54,7 +52,7 @@ struct OpenPack<'a> {
 /// Where a chunk lies.
 #[derive(Clone, Copy, Debug)]
 pub struct StoredChunk {
-    /// The pack's number, which is also its index in the manifest of a full backup.
+    /// The pack's number, which is also its index in the manifest: packs of a base come behind.
     pub pack: u32,
     /// Where in the pack.
     pub location: ChunkLocation,
@@ -82,7 +80,6 @@ impl<'scope, 'env> PackWriter<'scope, 'env> {
             None => self.factory.open()?,
         };
         let location = open.writer.write_chunk(plaintext)?;
-        self.factory.chunk_bytes.fetch_add(u64::from(location.stored_length), Ordering::Relaxed);
         let chunk = StoredChunk { pack: open.entry.number, location };
         if open.writer.stored_length() >= self.factory.pack_size {
             self.finish_behind(open)?;

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::reuse::{Reuse, bytes_to_read};
 use crate::format::manifest::Root;
 use crate::local::pgdata_walk::FoundFile;
 
@@ -51,8 +52,15 @@ pub enum WorkItem {
         /// Bytes, as the file was when it was found.
         length: u64,
     },
+    /// Parts of a large file that are known to have changed.
+    Parts {
+        /// Index into the files.
+        file: u32,
+        /// Positions in what [`Reuse::Known`] says is to be read.
+        parts: Range<usize>,
+    },
     /// Small files that lie beside each other.
-    Batch(Range<u32>),
+    Batch(Vec<u32>),
 }
 
 /// Work items, handed out in order: the largest first, so that all jobs end at about the same time.
@@ -73,36 +81,65 @@ impl Queue {
     }
 }
 
-/// Cuts the files into items.
-pub fn plan(files: &[SourceFile]) -> Queue {
-    let mut runs = Vec::new();
-    let mut batches = Vec::new();
-    let mut batch: Option<(Range<u32>, u64)> = None;
+/// Cuts the files into items. `reuse` says of each what a base spares; empty if there is no base.
+pub fn plan(files: &[SourceFile], reuse: &[Reuse]) -> Queue {
+    let mut large: Vec<(WorkItem, u64)> = Vec::new();
+    let mut batches: Vec<(WorkItem, u64)> = Vec::new();
+    let mut batch = (Vec::new(), 0);
     for (index, file) in (0u32..).zip(files) {
-        let size = file.found.size;
-        if size >= SMALL_FILE {
-            batches.extend(batch.take());
-            let offsets = (0..size.div_ceil(RUN_SIZE)).map(|run| run * RUN_SIZE);
-            runs.extend(offsets.map(|offset| (index, offset, RUN_SIZE.min(size - offset))));
-            continue;
+        let reuse = reuse.get(index as usize);
+        let size = bytes_to_read(file, reuse);
+        match reuse {
+            Some(Reuse::Known { read, .. }) if read.is_empty() => continue,
+            Some(Reuse::Known { read, .. }) if file.found.size >= SMALL_FILE => {
+                large.extend(parts(index, read));
+                continue;
+            }
+            _ if size >= SMALL_FILE => {
+                let offsets = (0..size.div_ceil(RUN_SIZE)).map(|run| run * RUN_SIZE);
+                large.extend(offsets.map(|offset| {
+                    let length = RUN_SIZE.min(size - offset);
+                    (WorkItem::Run { file: index, offset, length }, length)
+                }));
+                // Files of one batch lie beside each other.
+                batches.extend(take_batch(&mut batch));
+                continue;
+            }
+            _ => {}
         }
-        match &mut batch {
-            Some((range, bytes)) if *bytes + size <= BATCH_SIZE && range.len() < BATCH_FILES => {
-                range.end = index + 1;
-                *bytes += size;
+        if batch.1 + size > BATCH_SIZE || batch.0.len() >= BATCH_FILES {
+            batches.extend(take_batch(&mut batch));
+        }
+        batch.0.push(index);
+        batch.1 += size;
+    }
+    batches.extend(take_batch(&mut batch));
+    // Stable: runs of one file stay in order, which the disk likes.
+    large.sort_by_key(|(_, length)| std::cmp::Reverse(*length));
+    batches.sort_by_key(|(_, length)| std::cmp::Reverse(*length));
+    let items = large.into_iter().chain(batches).map(|(item, _)| item).collect();
+    Queue { items, next: AtomicUsize::new(0) }
+}
+
+fn take_batch(batch: &mut (Vec<u32>, u64)) -> Option<(WorkItem, u64)> {
+    let (files, size) = std::mem::take(batch);
+    (!files.is_empty()).then_some((WorkItem::Batch(files), size))
+}
+
+/// Groups the parts of one file that lie in one run.
+fn parts(file: u32, read: &[Range<u64>]) -> Vec<(WorkItem, u64)> {
+    let mut groups: Vec<(Range<usize>, u64)> = Vec::new();
+    for (position, span) in read.iter().enumerate() {
+        let length = span.end - span.start;
+        match groups.last_mut() {
+            Some((group, bytes)) if *bytes + length <= RUN_SIZE && group.len() < BATCH_FILES => {
+                group.end = position + 1;
+                *bytes += length;
             }
-            full => {
-                batches.extend(full.replace((index..index + 1, size)));
-            }
+            _ => groups.push((position..position + 1, length)),
         }
     }
-    batches.extend(batch);
-    // Stable: runs of one file stay in order, which the disk likes.
-    runs.sort_by_key(|(_, _, length)| std::cmp::Reverse(*length));
-    batches.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-    let runs = runs.into_iter().map(|(file, offset, length)| WorkItem::Run { file, offset, length });
-    let items = runs.chain(batches.into_iter().map(|(range, _)| WorkItem::Batch(range))).collect();
-    Queue { items, next: AtomicUsize::new(0) }
+    groups.into_iter().map(|(parts, bytes)| (WorkItem::Parts { file, parts }, bytes)).collect()
 }
 
 #[cfg(test)]
@@ -118,7 +155,7 @@ mod tests {
     }
 
     fn items(sizes: &[u64]) -> Vec<WorkItem> {
-        let queue = plan(&files(sizes));
+        let queue = plan(&files(sizes), &[]);
         std::iter::from_fn(|| queue.take().cloned()).collect()
     }
 
@@ -132,9 +169,9 @@ mod tests {
                 run(1, RUN_SIZE, RUN_SIZE),
                 run(4, 0, SMALL_FILE),
                 run(1, 2 * RUN_SIZE, 5),
-                WorkItem::Batch(5..6),
-                WorkItem::Batch(2..4),
-                WorkItem::Batch(0..1),
+                WorkItem::Batch(vec![5]),
+                WorkItem::Batch(vec![2, 3]),
+                WorkItem::Batch(vec![0]),
             ]
         );
     }
@@ -144,12 +181,36 @@ mod tests {
         for sizes in [vec![0; 2000], vec![300_000; 100], vec![]] {
             let mut seen = vec![0; sizes.len()];
             for item in items(&sizes) {
-                let WorkItem::Batch(range) = item else { panic!("{item:?}") };
-                assert!(range.len() <= BATCH_FILES);
-                assert!(sizes[range.start as usize..range.end as usize].iter().sum::<u64>() <= BATCH_SIZE);
-                range.for_each(|index| seen[index as usize] += 1);
+                let WorkItem::Batch(files) = item else { panic!("{item:?}") };
+                assert!(files.len() <= BATCH_FILES);
+                assert!(files.iter().map(|index| sizes[*index as usize]).sum::<u64>() <= BATCH_SIZE);
+                files.iter().for_each(|index| seen[*index as usize] += 1);
             }
             assert!(seen.iter().all(|count| *count == 1));
         }
+    }
+
+    #[test]
+    fn only_what_changed_is_work() {
+        let known = |read: Vec<Range<u64>>| Reuse::Known { base: 0, read };
+        let page = |number: u64| number * 8192..(number + 1) * 8192;
+        let large = RUN_SIZE * 3;
+        let reuse = [
+            known(vec![]),
+            known(vec![page(1), page(5), RUN_SIZE..2 * RUN_SIZE]),
+            known(Vec::from_iter(std::iter::once(0..10))),
+            Reuse::SameDigest { base: 0 },
+            Reuse::Nothing,
+        ];
+        let queue = plan(&files(&[large, large, 10, 20, 30]), &reuse);
+        let items: Vec<WorkItem> = std::iter::from_fn(|| queue.take().cloned()).collect();
+        assert_eq!(
+            items,
+            [
+                WorkItem::Parts { file: 1, parts: 2..3 },
+                WorkItem::Parts { file: 1, parts: 0..2 },
+                WorkItem::Batch(vec![2, 3, 4]),
+            ]
+        );
     }
 }

@@ -125,6 +125,14 @@ fn followed(
     Ok(None)
 }
 
+/// How the server's timeline came to be.
+pub fn history_of(state: &ServerState, timeline: TimelineId) -> Result<TimelineHistory, BackupError> {
+    match timeline {
+        TimelineId::FIRST => Ok(TimelineHistory::without_ancestors(timeline)),
+        _ => read_history(state, timeline),
+    }
+}
+
 /// A timeline's history, which a server that is on it keeps in its pg_wal.
 fn read_history(state: &ServerState, timeline: TimelineId) -> Result<TimelineHistory, BackupError> {
     let path = state.pgdata.join(format!("pg_wal/{timeline}.history"));

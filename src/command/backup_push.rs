@@ -1,20 +1,24 @@
 //! `backup-push`: takes a base backup.
 //!
 //! 1. Open the repository.
-//! 2. Take the backup: connect and check, begin, announce, copy, stop, wait for its WAL, publish its manifest.
+//! 2. Take the backup: connect and check, begin, choose a base, announce, find what has changed, copy, stop, wait for its WAL,
+//!    publish its manifest.
 //! 3. Print what was stored.
 //! 4. Fail if pages were damaged, although the backup is stored.
 
 use std::ffi::OsStr;
 use std::time::Duration;
 
-use crate::backup::{BackupReport, BackupRequest, take_backup};
+use super::backup_list::kind_word;
+use crate::backup::changes::{ChangeSource, ChangesFrom};
+use crate::backup::{BackupReport, BackupRequest, Extent, take_backup};
 use crate::codec::Sealing;
 use crate::config::Config;
 use crate::config::schema::Kind;
 use crate::config::value::Value;
 use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
+use crate::format::manifest::BackupKind;
 use crate::output::{self, human_duration, human_size};
 use crate::pg::client::StartCheckpoint;
 use crate::repository::{Patience, Repository};
@@ -22,12 +26,15 @@ use crate::repository::{Patience, Repository};
 /// How long each request to the store is repeated: a backup has no deadline of its own.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Take a base backup of the server on this machine
+/// Take a base backup of the server on this machine: all of it the first time, then what has changed
 #[derive(Debug, clap::Args)]
 pub struct BackupPushArgs {
-    /// Read and store everything, whatever earlier backups hold
+    /// Store everything, whatever earlier backups hold
     #[arg(long)]
     pub full: bool,
+    /// How to find what has changed since the base
+    #[arg(long, value_enum, value_name = "SOURCE", default_value_t = ChangesFromWord::Auto, conflicts_with = "full")]
+    pub changes_from: ChangesFromWord,
     /// The label that the server records
     #[arg(long, value_name = "TEXT", default_value = "walhold")]
     pub label: String,
@@ -51,6 +58,33 @@ pub enum CheckpointWord {
     Spread,
 }
 
+/// `--changes-from`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum ChangesFromWord {
+    /// The best of these that can be trusted
+    Auto,
+    /// The server's WAL summaries (PostgreSQL 17 and later, summarize_wal = on)
+    Summaries,
+    /// The WAL index in the repository
+    Index,
+    /// The pages' LSNs: every page is read
+    Scan,
+    /// The base's digests: everything is read
+    Compare,
+}
+
+impl From<ChangesFromWord> for ChangesFrom {
+    fn from(word: ChangesFromWord) -> ChangesFrom {
+        match word {
+            ChangesFromWord::Auto => ChangesFrom::Auto,
+            ChangesFromWord::Summaries => ChangesFrom::Only(ChangeSource::Summaries),
+            ChangesFromWord::Index => ChangesFrom::Only(ChangeSource::Index),
+            ChangesFromWord::Scan => ChangesFrom::Only(ChangeSource::Scan),
+            ChangesFromWord::Compare => ChangesFrom::Only(ChangeSource::Compare),
+        }
+    }
+}
+
 fn wal_timeout(text: &str) -> Result<Duration, String> {
     let kind = Kind::Duration(100, 7 * 24 * 60 * 60 * 1000);
     match kind.read_text(OsStr::new(text)) {
@@ -68,6 +102,8 @@ pub fn run(args: BackupPushArgs, config: &Config) -> Result<Outcome, Failure> {
         cluster: &config.cluster,
         connection: &config.connection,
         pgdata: config.pgdata.as_deref(),
+        keys: &keys,
+        extent: if args.full { Extent::Full } else { Extent::Incremental(args.changes_from.into()) },
         sealing: Sealing { compression: config.compression, key: keys.writing_key().cloned(), workers: None },
         jobs: config.jobs,
         rate_limit: config.rate_limit,
@@ -88,12 +124,20 @@ pub fn run(args: BackupPushArgs, config: &Config) -> Result<Outcome, Failure> {
 
 fn line(report: &BackupReport) -> String {
     let summary = &report.summary;
+    let reused = match summary.kind {
+        BackupKind::Full => String::new(),
+        BackupKind::Incremental => {
+            format!(", {} reused", human_size(summary.repository_bytes.saturating_sub(summary.new_bytes)))
+        }
+    };
     format!(
-        "backup {}: {} in {} files, stored as {}, WAL {} to {} on timeline {}, {}",
+        "{} backup {}: {} in {} files, {} stored{}, WAL {} to {} on timeline {}, {}",
+        kind_word(summary.kind),
         summary.id,
         human_size(summary.cluster_bytes),
         summary.file_count,
         human_size(summary.new_bytes),
+        reused,
         summary.start_lsn,
         summary.stop_lsn,
         summary.stop_timeline.get(),

@@ -44,6 +44,8 @@ struct Shown<'a> {
     databases: Vec<ShownDatabase<'a>>,
     pack_count: usize,
     range_count: usize,
+    /// Stored bytes of earlier backups' packs that this one uses.
+    reused_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<Vec<ShownFile>>,
 }
@@ -109,6 +111,7 @@ fn shown(manifest: &Manifest, permanent: bool, with_files: bool) -> Shown<'_> {
         databases: databases.collect(),
         pack_count: manifest.packs.len(),
         range_count: manifest.files.iter().map(|file| file.ranges.len()).sum(),
+        reused_bytes: manifest.summary.repository_bytes.saturating_sub(manifest.summary.new_bytes),
         files: with_files.then(|| manifest.files.iter().map(shown_file).collect()),
     }
 }
@@ -149,7 +152,10 @@ fn text(shown: &Shown<'_>) -> String {
     line("finished", at(summary.stop_time));
     line("WAL", wal(summary));
     line("cluster size", format!("{} in {} files", human_size(summary.cluster_bytes), summary.file_count));
-    line("stored", format!("{} in {} packs", human_size(summary.new_bytes), shown.pack_count));
+    line("stored anew", human_size(summary.new_bytes));
+    line("reused", format!("{} of earlier backups", human_size(shown.reused_bytes)));
+    line("packs", shown.pack_count.to_string());
+    line("changes from", changes_from(&summary.changes_from).to_owned());
     line(
         "page checksums",
         if summary.data_checksums { "verified" } else { "the cluster has none" }.to_owned(),
@@ -176,6 +182,18 @@ fn text(shown: &Shown<'_>) -> String {
         line("file", format!("{} {:>12} {}", file.mode, file.size, file.path));
     }
     text
+}
+
+/// How "changed" was found, in a few words.
+fn changes_from(word: &str) -> &str {
+    match word {
+        "full" => "nothing: everything was stored",
+        "summaries" => "the server's WAL summaries",
+        "index" => "the WAL index in the repository",
+        "scan" => "the pages' LSNs",
+        "compare" => "everything, read and compared",
+        other => other,
+    }
 }
 
 fn wal(summary: &BackupSummary) -> String {

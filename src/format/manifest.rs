@@ -311,4 +311,4 @@ impl BackupSummary {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

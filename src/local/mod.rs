@@ -5,3 +5,4 @@ pub mod heap;
 pub mod kill_point;
 pub mod libraries;
 pub mod pgdata_walk;
+pub mod relation_path;

@@ -335,17 +335,17 @@ fn parse_oid(name: &[u8]) -> Option<u32> {
 /// The name of a permanent relation's file: `<number>[_<fork>][.<segment>]`
 /// (`src/backend/storage/file/reinit.c`, `parse_filename_for_nontemp_relation`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct RelationFileName<'a> {
+pub(crate) struct RelationFileName<'a> {
     /// The relfilenode's digits.
-    number: &'a [u8],
+    pub(crate) number: &'a [u8],
     /// `fsm`, `vm` or `init`; `None` for the main fork.
-    fork: Option<&'a [u8]>,
+    pub(crate) fork: Option<&'a [u8]>,
     /// 0 for the first file.
-    segment: u32,
+    pub(crate) segment: u32,
 }
 
 impl<'a> RelationFileName<'a> {
-    fn parse(name: &'a [u8]) -> Option<RelationFileName<'a>> {
+    pub(crate) fn parse(name: &'a [u8]) -> Option<RelationFileName<'a>> {
         let (stem, segment) = match name.iter().position(|byte| *byte == b'.') {
             Some(dot) => (name.get(..dot)?, parse_oid(name.get(dot + 1..)?)?),
             None => (name, 0),

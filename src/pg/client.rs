@@ -78,7 +78,7 @@ impl ClientError {
     }
 
     /// The server answered, but not with what was asked for.
-    fn unexpected(what: impl Into<String>, answer: impl fmt::Display) -> ClientError {
+    pub(crate) fn unexpected(what: impl Into<String>, answer: impl fmt::Display) -> ClientError {
         ClientError::Query { what: what.into(), problem: format!("the server answered {answer}") }
     }
 

@@ -19,7 +19,7 @@ use super::stored_segments::{StoredSegments, StoredSegmentsError};
 use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
 use crate::format::wal_index::{
-    BlockChanges, IndexChain, RecordVerdict, SegmentFacts, SpanningRecord, WalIndex,
+    BlockChanges, CheckpointKind, IndexChain, RecordVerdict, SegmentFacts, SpanningRecord, WalIndex,
 };
 use crate::pg::wal_page::{LongPageHeader, WAL_PAGE_SIZE};
 use crate::pg::{Lsn, TimelineHistory, TimelineId, WalSegmentName, WalSegmentNumber, WalSegmentSize};
@@ -43,8 +43,10 @@ pub struct WalRange<'a> {
 /// What changed in a stretch of WAL.
 #[derive(Clone, Debug)]
 pub struct RangeChanges {
-    /// The blocks.
-    pub blocks: BlockChanges,
+    /// The blocks. An error if the index of some segment says nothing about them: the rest is proven all the same.
+    pub blocks: Result<BlockChanges, Unproven>,
+    /// Where the server may have been started in between: settings that need that may have been others for a while.
+    pub restarted: Option<Lsn>,
     /// Segments whose stored index was read.
     pub stored_segments: u64,
     /// Segments of pg_wal that were scanned because they are not archived yet.
@@ -163,7 +165,8 @@ pub fn changes_in(
         return Err(Unproven::Backwards { start: range.start, stop: range.stop }.into());
     }
     if range.stop == range.start {
-        return Ok(RangeChanges { blocks: BlockChanges::default(), stored_segments: 0, local_segments: 0 });
+        let blocks = Ok(BlockChanges::default());
+        return Ok(RangeChanges { blocks, restarted: None, stored_segments: 0, local_segments: 0 });
     }
     let names = segments_of(range, stored.of().segment_size);
     let places = find_all(stored, &names, pg_wal)?;
@@ -173,7 +176,8 @@ pub fn changes_in(
         range,
         names: &names,
         done: 0,
-        blocks: BlockChanges::default(),
+        blocks: Ok(BlockChanges::default()),
+        restarted: None,
         chain: IndexChain::new(),
     };
     let local = pg_wal.map(|directory| LocalWal { directory, stored, range });
@@ -194,9 +198,10 @@ pub fn changes_in(
             gathering.push(index)?;
         }
     }
-    let blocks = gathering.finish()?;
+    let (blocks, restarted) = gathering.finish()?;
     let stored_segments = everything.iter().filter(|(_, place)| *place == Place::Stored).count() as u64;
-    Ok(RangeChanges { blocks, stored_segments, local_segments: everything.len() as u64 - stored_segments })
+    let local_segments = everything.len() as u64 - stored_segments;
+    Ok(RangeChanges { blocks, restarted, stored_segments, local_segments })
 }
 
 /// The files that hold the stretch: where a timeline was left within a segment, the next one's file has its bytes too.
@@ -337,7 +342,8 @@ struct Gathering<'a> {
     names: &'a [WalSegmentName],
     /// Segments that were judged.
     done: usize,
-    blocks: BlockChanges,
+    blocks: Result<BlockChanges, Unproven>,
+    restarted: Option<Lsn>,
     chain: IndexChain,
 }
 
@@ -349,11 +355,11 @@ impl Gathering<'_> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<BlockChanges, Unproven> {
+    fn finish(mut self) -> Result<(Result<BlockChanges, Unproven>, Option<Lsn>), Unproven> {
         for facts in std::mem::take(&mut self.chain).finish() {
             self.judge(facts)?;
         }
-        Ok(self.blocks)
+        Ok((self.blocks, self.restarted))
     }
 
     fn judge(&mut self, facts: SegmentFacts) -> Result<(), Unproven> {
@@ -379,8 +385,22 @@ impl Gathering<'_> {
             }
             _ => {}
         }
-        let Some(blocks) = &index.blocks else { return Err(Unproven::SaysNothing { segment }) };
-        self.blocks.merge(blocks);
+        self.restarted = self.restarted.or(restart_in(index, counted));
+        match (&mut self.blocks, &index.blocks) {
+            (Ok(all), Some(blocks)) => all.merge(blocks),
+            (Ok(_), None) => self.blocks = Err(Unproven::SaysNothing { segment }),
+            (Err(_), _) => {}
+        }
         Ok(())
     }
+}
+
+/// Where the server may have been started: it writes a shutdown checkpoint before, or an end of recovery after. Of an index whose
+/// lists were cut, or of a version whose checkpoints are not known, nothing can be said.
+fn restart_in(index: &WalIndex, counted: std::ops::Range<Lsn>) -> Option<Lsn> {
+    if index.abridged || !(13..=18).contains(&index.postgresql_major) {
+        return Some(index.start);
+    }
+    let restarts = index.checkpoints.iter().filter(|checkpoint| checkpoint.kind != CheckpointKind::Online);
+    restarts.map(|checkpoint| checkpoint.lsn).find(|at| counted.contains(at))
 }

@@ -2,17 +2,19 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::{CopyPlan, JobResult, ReadRange};
+use super::{CopyPlan, JobResult, ReadRange, keep};
 use crate::backup::BackupError;
 use crate::backup::control;
 use crate::backup::pack_writer::{PackWriter, StoredChunk};
 use crate::backup::plan::{SourceFile, WorkItem};
 use crate::backup::relation_file::is_zero;
+use crate::backup::reuse::{Reuse, WINDOW};
 use crate::format::digest::ShortDigest;
 use crate::format::envelope::CHUNK_SIZE;
 use crate::format::manifest::{Digested, FileRange, RangeSource};
@@ -56,11 +58,22 @@ impl<'scope, 'env> Job<'scope, 'env> {
     pub(super) fn copy(&mut self, item: &WorkItem) -> Result<(), BackupError> {
         self.read_ahead();
         match item {
-            WorkItem::Run { file, offset, length } => self.copy_file(*file, *offset, *length),
+            WorkItem::Run { file, offset, length } => {
+                self.copy_file(*file, std::slice::from_ref(&(*offset..*offset + *length)))
+            }
+            WorkItem::Parts { file, parts } => match self.plan.reuse_of(*file) {
+                Some(Reuse::Known { read, .. }) => {
+                    self.copy_file(*file, read.get(parts.clone()).unwrap_or_default())
+                }
+                _ => Err(BackupError::JobLost),
+            },
             WorkItem::Batch(files) => {
-                for index in files.clone() {
-                    let size = self.source(index)?.found.size;
-                    self.copy_file(index, 0, size)?;
+                for index in files {
+                    match self.plan.reuse_of(*index) {
+                        Some(Reuse::Known { read, .. }) => self.copy_file(*index, read)?,
+                        _ => self
+                            .copy_file(*index, std::slice::from_ref(&(0..self.source(*index)?.found.size)))?,
+                    }
                 }
                 Ok(())
             }
@@ -74,17 +87,28 @@ impl<'scope, 'env> Job<'scope, 'env> {
     /// Asks the system for what will be read when the work that others do now is done, so that a cold cache costs
     /// less. Only advice: failures show when the file is read.
     fn read_ahead(&self) {
-        let Some(WorkItem::Run { file, offset, length }) = self.plan.queue.upcoming(self.plan.jobs) else {
-            return;
+        let (file, spans) = match self.plan.queue.upcoming(self.plan.jobs) {
+            Some(WorkItem::Run { file, offset, length }) => {
+                (*file, Vec::from_iter(std::iter::once(*offset..*offset + *length)))
+            }
+            Some(WorkItem::Parts { file, parts }) => match self.plan.reuse_of(*file) {
+                Some(Reuse::Known { read, .. }) => {
+                    (*file, read.get(parts.clone()).unwrap_or_default().to_vec())
+                }
+                _ => return,
+            },
+            Some(WorkItem::Batch(_)) | None => return,
         };
-        let Ok(source) = self.source(*file) else { return };
+        let Ok(source) = self.source(file) else { return };
         if let Ok(file) = File::open(source.place(self.plan.pgdata)) {
-            advise(&file, *offset, *length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+            for span in spans {
+                advise(&file, span.start, span.end - span.start, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+            }
         }
     }
 
-    /// Copies `length` bytes from `offset` on, or what there is of them.
-    fn copy_file(&mut self, index: u32, offset: u64, length: u64) -> Result<(), BackupError> {
+    /// Copies these bytes of a file, or what there is of them.
+    fn copy_file(&mut self, index: u32, spans: &[Range<u64>]) -> Result<(), BackupError> {
         let source = self.source(index)?;
         let place = source.place(self.plan.pgdata);
         let unreadable = |error| BackupError::Read { path: place.clone(), error };
@@ -94,26 +118,47 @@ impl<'scope, 'env> Job<'scope, 'env> {
             Err(error) => return Err(unreadable(error)),
         };
         self.result.opened.push(index);
-        if length > CHUNK_SIZE as u64 {
-            advise(&file, offset, length, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
-        }
-        let end = offset.saturating_add(length);
-        let mut at = offset;
-        while at < end {
-            self.plan.go_on()?;
-            let wanted = usize::try_from(end - at).unwrap_or(CHUNK_SIZE).min(CHUNK_SIZE);
-            let read = self.fill(&file, at, wanted).map_err(unreadable)?;
-            self.check_pages(source, index, &file, at, read);
-            self.store(index, at, read)?;
-            self.plan.progress.add(read as u64);
-            at += read as u64;
-            if read < wanted {
-                // Truncated meanwhile. What was planned counts as done.
-                self.plan.progress.add(end - at);
-                break;
+        for span in spans {
+            if span.end - span.start > WINDOW {
+                advise(&file, span.start, span.end - span.start, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
+            }
+            let mut at = span.start;
+            while at < span.end {
+                self.plan.go_on()?;
+                // Windows lie at multiples of their size, so that chunks of all backups of a file begin and end alike.
+                let window_end = (at / WINDOW + 1) * WINDOW;
+                let wanted = (span.end.min(window_end) - at) as usize;
+                let read = self.fill(&file, at, wanted).map_err(unreadable)?;
+                self.check_pages(source, index, &file, at, read);
+                self.keep_or_store(index, at, read)?;
+                self.plan.progress.add(read as u64);
+                at += read as u64;
+                if read < wanted {
+                    // Truncated meanwhile. What was planned counts as done.
+                    self.plan.progress.add(span.end - at);
+                    break;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Stores the first `length` bytes of the buffer, but for what the base has of them.
+    fn keep_or_store(&mut self, file: u32, offset: u64, length: usize) -> Result<(), BackupError> {
+        let bytes = self.buffer.get(..length).unwrap_or_default();
+        let kept = match (self.plan.reuse, self.plan.reuse_of(file)) {
+            (Some(reuse), Some(Reuse::SameDigest { base })) => keep::same_digest(reuse, *base, offset, bytes),
+            (Some(reuse), Some(Reuse::OldPages { base })) => keep::old_pages(reuse, *base, offset, bytes),
+            _ => Vec::new(),
+        };
+        let mut at = 0;
+        for range in kept {
+            let start = (range.offset - offset) as usize;
+            self.store(file, offset + at as u64, at..start)?;
+            at = start + range.length as usize;
+            self.result.kept.push(ReadRange { file, range });
+        }
+        self.store(file, offset + at as u64, at..length)
     }
 
     /// Reads up to `wanted` bytes at `offset` into the buffer; fewer only at the file's end.
@@ -139,32 +184,31 @@ impl<'scope, 'env> Job<'scope, 'env> {
         }
     }
 
-    /// Stores the first `length` bytes of the buffer.
-    fn store(&mut self, file: u32, offset: u64, length: usize) -> Result<(), BackupError> {
-        let bytes = self.buffer.get(..length).unwrap_or_default();
+    /// Stores a part of the buffer, which lies at `offset` of the file.
+    fn store(&mut self, file: u32, offset: u64, part: Range<usize>) -> Result<(), BackupError> {
+        let bytes = self.buffer.get(part.clone()).unwrap_or_default();
         if bytes.is_empty() {
             return Ok(());
         }
-        let short_length = length as u32;
+        let length = bytes.len() as u32;
         if is_zero(bytes) {
-            let range = FileRange { offset, length: short_length, source: RangeSource::Zeros };
+            let range = FileRange { offset, length, source: RangeSource::Zeros };
             self.result.ranges.push(ReadRange { file, range });
             return Ok(());
         }
         let digest = ShortDigest::of(bytes);
-        if length >= OWN_CHUNK {
+        if bytes.len() >= OWN_CHUNK {
             let chunk = self.packs.write_chunk(bytes)?;
-            let range =
-                FileRange { offset, length: short_length, source: source_of(chunk, 0, short_length, digest) };
+            let range = FileRange { offset, length, source: source_of(chunk, 0, length, digest) };
             self.result.ranges.push(ReadRange { file, range });
             return Ok(());
         }
-        if self.shared.len() + length > CHUNK_SIZE {
+        if self.shared.len() + bytes.len() > CHUNK_SIZE {
             self.flush()?;
         }
         let within = self.shared.len() as u32;
-        self.shared.extend_from_slice(self.buffer.get(..length).unwrap_or_default());
-        self.gathered.push(Gathered { file, offset, length: short_length, within, digest });
+        self.shared.extend_from_slice(self.buffer.get(part).unwrap_or_default());
+        self.gathered.push(Gathered { file, offset, length, within, digest });
         Ok(())
     }
 
@@ -191,7 +235,7 @@ impl<'scope, 'env> Job<'scope, 'env> {
         };
         target.copy_from_slice(&read.bytes);
         self.result.opened.push(index);
-        self.store(index, 0, read.bytes.len())?;
+        self.store(index, 0, 0..read.bytes.len())?;
         self.plan.progress.add(read.bytes.len() as u64);
         self.result.has_control = true;
         Ok(())

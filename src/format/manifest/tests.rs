@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn summary() -> BackupSummary {
+pub(crate) fn summary() -> BackupSummary {
     BackupSummary {
         id: "20261120T224613Z-00000001-0000000A000000FE".parse().unwrap(),
         system_identifier: SystemIdentifier::new(7_371_000_000_000_000_000),
@@ -52,7 +52,7 @@ fn chunk(pack: u32, number: u32, offset: u64, plaintext_length: u32, within: u32
     RangeSource::Chunk { pack, number, offset, stored_length: 300_000, plaintext_length, within, digested }
 }
 
-fn file(path: &str, ranges: Vec<FileRange>) -> FileEntry {
+pub(crate) fn file(path: &str, ranges: Vec<FileRange>) -> FileEntry {
     let size = ranges.iter().map(|range| u64::from(range.length)).sum();
     FileEntry {
         root: Root::DataDirectory,
@@ -64,7 +64,7 @@ fn file(path: &str, ranges: Vec<FileRange>) -> FileEntry {
     }
 }
 
-fn sample() -> Manifest {
+pub(crate) fn sample() -> Manifest {
     let directory = |path: &str| DirectoryEntry { path: path.into(), mode: 0o700 };
     let range = |offset, length, source| FileRange { offset, length, source };
     let entry = |relation: &str, oid| CatalogueEntry {

@@ -1,0 +1,12 @@
+//! Incremental backups of real servers: what each source of changes must see, when none may be trusted, and that what is
+//! restored is what was there.
+
+mod support;
+
+#[path = "incremental/clone.rs"]
+mod clone;
+#[path = "incremental/scenarios.rs"]
+mod scenarios;
+#[path = "backup/site.rs"]
+#[allow(dead_code, reason = "shared with the tests of full backups")]
+mod site;
