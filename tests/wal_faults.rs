@@ -142,7 +142,9 @@ fn a_transfer_that_breaks_is_begun_again_or_told() {
         cloud.proxy.set_matching(segment, 1000, fault);
         let begun = Instant::now();
         let run = cloud.refused(segment, 213);
-        assert!(run.error_line().contains(segment), "{fault:?}: {run:?}");
+        let line = run.error_line();
+        assert!(line.contains(segment) && line.contains(": gave up after "), "{fault:?}: {run:?}");
+        assert!(line.ends_with(&format!("  HINT: {UNREACHABLE}")), "{fault:?}: {run:?}");
         assert!(begun.elapsed() < Duration::from_secs(10), "{fault:?} took {:?}", begun.elapsed());
     }
     for fault in [Fault::ResetMidBody, Fault::TruncateBody, Fault::Status(503), Fault::Status(429)] {
@@ -167,6 +169,8 @@ fn a_push_succeeds_only_when_the_object_is_stored() {
         cloud.proxy.set(fault);
         let run = cloud.archive.push(segment, files.bytes(segment));
         assert_eq!(run.status, Some(13), "{fault:?}: {run:?}");
+        assert!(run.error_line().ends_with(&format!("  HINT: {UNREACHABLE}")), "{fault:?}: {run:?}");
+        assert_eq!(cloud.archive.pg_wal(), [segment], "{fault:?}");
         cloud.proxy.set(Fault::None);
         assert_eq!(cloud.stored(), before, "{fault:?}");
     }
@@ -198,7 +202,8 @@ fn wrong_credentials_are_told_and_not_shown() {
     let run = cloud.archive.push(segment, files.bytes(segment));
     assert_eq!(run.status, Some(11), "{run:?}");
     assert!(
-        run.error_line().starts_with("read walhold.json: the store refuses: HTTP 403 SignatureDoesNotMatch"),
+        run.error_line().starts_with("read walhold.json: the store refuses: HTTP 403 SignatureDoesNotMatch")
+            && run.error_line().contains("  HINT: check the credentials and their permissions "),
         "{run:?}"
     );
     assert!(!run.stderr.contains(secret) && !run.stderr.contains(SECRET_KEY));
