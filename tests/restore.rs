@@ -149,6 +149,31 @@ fn the_started_server_reaches_every_kind_of_target() {
     assert!(!target.join("postmaster.pid").exists());
 }
 
+/// A server that walhold recovered and started is backed up with the log of that recovery.
+#[test]
+fn the_verdict_is_never_that_of_an_earlier_recovery() {
+    let mut site = Site::start(Cluster::builder(15));
+    let log = site.cluster.data_directory().join("walhold-recovery.log");
+    let of_another = "2026-11-21 01:00:00.000 UTC [7] LOG:  restored log file \"000000010000000000000003\" from archive\n\
+         2026-11-21 01:00:00.000 UTC [7] LOG:  redo done at 0/3000060 system usage: CPU\n\
+         2026-11-21 01:00:00.000 UTC [7] LOG:  last completed transaction was at log time 2001-02-03 04:05:06.2+00\n\
+         2026-11-21 01:00:00.000 UTC [7] LOG:  selected new timeline ID: 9\n\
+         2026-11-21 01:00:00.000 UTC [7] LOG:  archive recovery complete\n\
+         2026-11-21 01:00:00.000 UTC [7] LOG:  database system is ready to accept connections\n";
+    fs::write(&log, of_another).expect("write a log");
+    ServerUser::get().own(&log);
+    site.backup = site.back_up();
+    let moment = site.moment();
+    site.cluster.archive_now();
+    site.started("again", &["--clone", "--target-time", &moment.time], |run, client| {
+        assert_eq!(count(client), moment.rows);
+        assert!(run.stdout.contains("target reached: recovery stopping before commit"), "{run:?}");
+        assert!(!run.stdout.contains("timeline 9") && !run.stdout.contains("2001-02-03"), "{run:?}");
+        let log = fs::read_to_string(site.target("again").join("walhold-recovery.log")).expect("the log");
+        assert!(!log.contains("timeline ID: 9"), "{log}");
+    });
+}
+
 #[test]
 fn another_icu_is_warned_of_and_an_unknown_one_is_said() {
     use std::os::unix::fs::PermissionsExt;

@@ -38,7 +38,14 @@ const LOG_SETTINGS: [&str; 5] = [
 pub fn start(plan: &RestorePlan, binaries: &ServerBinaries) -> Result<StartedServer, RestoreError> {
     let log = plan.place.pgdata.join(LOG_NAME);
     let fail = |error: &std::io::Error| RestoreError::local("create", &log, error);
-    let file = File::options().append(true).create(true).mode(0o600).open(&log).map_err(|e| fail(&e))?;
+    // A server that was itself recovered so was backed up with its log: read as this one's, it would tell of another recovery's end.
+    match std::fs::remove_file(&log) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(RestoreError::local("remove", &log, &error));
+        }
+        _ => {}
+    }
+    let file = File::options().append(true).create_new(true).mode(0o600).open(&log).map_err(|e| fail(&e))?;
     let owner = ownership(&plan.place);
     if let Some(owner) = owner {
         std::os::unix::fs::fchown(&file, Some(owner.uid), Some(owner.gid)).map_err(|e| fail(&e))?;
