@@ -175,6 +175,7 @@ pub fn changes_in(
     let mut gathering = Gathering {
         range,
         names: &names,
+        pushed: 0,
         done: 0,
         blocks: Ok(BlockChanges::default()),
         restarted: None,
@@ -340,7 +341,9 @@ fn read_at<'b>(file: &File, position: u64, buffer: &'b mut [u8]) -> std::io::Res
 struct Gathering<'a> {
     range: &'a WalRange<'a>,
     names: &'a [WalSegmentName],
-    /// Segments that were judged.
+    /// Segments that went into the chain.
+    pushed: usize,
+    /// Segments that came out of it and were judged.
     done: usize,
     blocks: Result<BlockChanges, Unproven>,
     restarted: Option<Lsn>,
@@ -349,6 +352,13 @@ struct Gathering<'a> {
 
 impl Gathering<'_> {
     fn push(&mut self, index: WalIndex) -> Result<(), Unproven> {
+        // Said of the damaged segment itself, not of the one that its beginning does not fit to.
+        if let (RecordVerdict::Damaged { at, problem }, Some(segment)) =
+            (&index.verdict, self.names.get(self.pushed).copied())
+        {
+            return Err(Unproven::Damaged { segment, at: *at, problem: problem.clone() });
+        }
+        self.pushed += 1;
         for facts in self.chain.push(index) {
             self.judge(facts)?;
         }
@@ -367,9 +377,6 @@ impl Gathering<'_> {
         self.done += 1;
         let is_last = self.done == self.names.len();
         let index = &facts.index;
-        if let RecordVerdict::Damaged { at, problem } = &index.verdict {
-            return Err(Unproven::Damaged { segment, at: *at, problem: problem.clone() });
-        }
         let counted = self.range.start..self.range.stop;
         if let Some((at, _)) = index.wal_levels.iter().find(|(at, level)| *level == 0 && counted.contains(at))
         {
