@@ -27,6 +27,7 @@ use crate::command::wal_fetch::WalFetchArgs;
 use crate::command::wal_prefetch::WalPrefetchArgs;
 use crate::command::wal_push::WalPushArgs;
 use crate::command::wal_show::WalShowArgs;
+use crate::command::wal_verify::WalVerifyArgs;
 use crate::config::Sources;
 use crate::config::suggest;
 use crate::error::Failure;
@@ -136,6 +137,7 @@ pub enum Verb {
     WalPush(WalPushArgs),
     WalFetch(WalFetchArgs),
     WalShow(WalShowArgs),
+    WalVerify(WalVerifyArgs),
     BackupPush {
         #[command(flatten)]
         args: BackupPushArgs,

@@ -68,6 +68,7 @@ fn dispatch(verb: Verb, config: &Config) -> Result<Outcome, Failure> {
         Verb::Agent(args) => command::agent::run(args, config),
         Verb::WalPrefetch(args) => command::wal_prefetch::run(args, config),
         Verb::WalShow(args) => command::wal_show::run(args, config),
+        Verb::WalVerify(args) => command::wal_verify::run(args, config),
         Verb::BackupPush { args, .. } => command::backup_push::run(args, config),
         Verb::BackupList(args) => command::backup_list::run(args, config),
         Verb::BackupShow(args) => command::backup_show::run(args, config),

@@ -116,10 +116,17 @@ fn one_index_is_shown() {
     let archive = Archive::new(files);
     let segment = files.segment(0);
     archive.push(segment, files.bytes(segment)).expect_success();
-    let index = json(&archive.walhold(["wal-show", "--index", segment]));
+    let index = json(&archive.walhold(["wal-show", "--json", "--index", segment]));
     assert_eq!(index["postgresql_major"], 15);
     assert_eq!(index["verdict"], "intact");
     assert!(index["transactions"]["count"].as_u64().unwrap() >= 20, "{index}");
+    assert!(index["blocks"].as_array().is_some_and(|forks| !forks.is_empty()), "{index:#}");
+    let run = archive.walhold(["wal-show", "--index", segment]);
+    run.expect_success();
+    assert!(run.stdout.starts_with(&format!("segment {segment}: ")), "{run:?}");
+    let rows =
+        run.stdout.lines().skip_while(|line| !line.starts_with("tablespace  database")).skip(1).count();
+    assert_eq!(rows, index["blocks"].as_array().map_or(0, Vec::len), "{run:?}");
     archive.walhold(["wal-show", "--index", files.segment(1)]).expect_failure(
         1,
         &format!(

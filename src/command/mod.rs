@@ -21,3 +21,4 @@ pub mod wal_fetch;
 pub mod wal_prefetch;
 pub mod wal_push;
 pub mod wal_show;
+pub mod wal_verify;

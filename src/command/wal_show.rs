@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::error::Failure;
 use crate::exit_status::Outcome;
+use crate::format::wal_index::{RecordVerdict, TablespaceEventKind, WalIndex, fork_name};
 use crate::output::{Align, Table, human_size, print, print_json, print_line};
 use crate::pg::WalSegmentName;
 use crate::repository::{Patience, Repository};
@@ -28,8 +29,8 @@ pub struct WalShowArgs {
     /// Read every segment's index, not only those of each run's ends: exact commit times, and segments that were archived damaged
     #[arg(long)]
     pub all: bool,
-    /// Print the index of one segment as JSON
-    #[arg(long, value_name = "SEGMENT", conflicts_with_all = ["json", "all"])]
+    /// Print the index of one segment
+    #[arg(long, value_name = "SEGMENT", conflicts_with = "all")]
     pub index: Option<WalSegmentName>,
 }
 
@@ -38,7 +39,11 @@ pub fn run(args: WalShowArgs, config: &Config) -> Result<Outcome, Failure> {
     let keys = config.key_ring()?;
     let repository = Repository::open(&config.repository, Patience::PerRequest(PATIENCE))?;
     if let Some(segment) = args.index {
-        print_json(&segment_index(&repository, &config.cluster, &keys, segment)?)?;
+        let index = segment_index(&repository, &config.cluster, &keys, segment)?;
+        match args.json {
+            true => print_json(&index)?,
+            false => print(&render_index(segment, &index))?,
+        }
         return Ok(Outcome::Done);
     }
     let coverage = if args.all { IndexCoverage::All } else { IndexCoverage::Ends };
@@ -48,6 +53,94 @@ pub fn run(args: WalShowArgs, config: &Config) -> Result<Outcome, Failure> {
         false => print_listing(&listing)?,
     }
     Ok(Outcome::Done)
+}
+
+/// One segment's index for people.
+fn render_index(segment: WalSegmentName, index: &WalIndex) -> String {
+    let mut text = format!(
+        "segment {segment}: {} to {}, PostgreSQL {}, {} records end in it\n",
+        index.start, index.end, index.postgresql_major, index.record_count
+    );
+    let mut line = |label: &str, value: String| text.push_str(&format!("{label:<16}{value}\n"));
+    if let RecordVerdict::Damaged { at, problem } = &index.verdict {
+        line("DAMAGED", format!("at {at}: {problem}"));
+    }
+    if let Some(span) = &index.transactions {
+        line("commits, aborts", format!("{}, {} - {}", span.count, span.least_time, span.greatest_time));
+    }
+    for point in &index.restore_points {
+        line("restore point", format!("{:?} at {}, {}", point.name, point.lsn, point.time));
+    }
+    for checkpoint in &index.checkpoints {
+        line(
+            "checkpoint",
+            format!("{:?} at {}, redo from {}", checkpoint.kind, checkpoint.lsn, checkpoint.redo),
+        );
+    }
+    for (lsn, level) in &index.wal_levels {
+        let level = ["minimal", "replica", "logical"].get(usize::from(*level)).copied().unwrap_or("unknown");
+        line("wal_level", format!("{level} from {lsn}"));
+    }
+    text.push_str(&render_files(index));
+    text.push_str(&render_blocks(index));
+    text
+}
+
+fn render_files(index: &WalIndex) -> String {
+    let Some(files) = &index.files else { return String::new() };
+    let mut text = String::new();
+    for removal in &files.removals {
+        let what = format!(
+            "{} relations by transaction {} at {}, {}",
+            removal.count, removal.xid, removal.lsn, removal.time
+        );
+        text.push_str(&format!("{:<16}{what}\n", "removed"));
+    }
+    for removal in &files.databases {
+        let what = format!("database {} by transaction {} at {}", removal.database, removal.xid, removal.lsn);
+        text.push_str(&format!("{:<16}{what}\n", "removed"));
+    }
+    for event in &files.tablespaces {
+        let what = match &event.kind {
+            TablespaceEventKind::Created { path } => {
+                format!("{} made at {}: {path}", event.tablespace, event.lsn)
+            }
+            TablespaceEventKind::Dropped => format!("{} dropped at {}", event.tablespace, event.lsn),
+        };
+        text.push_str(&format!("{:<16}{what}\n", "tablespace"));
+    }
+    text
+}
+
+fn render_blocks(index: &WalIndex) -> String {
+    let Some(blocks) = &index.blocks else {
+        return "changed blocks  not known\n".to_owned();
+    };
+    let mut text =
+        format!("changed blocks  {} in {} relation forks\n", blocks.block_count(), blocks.fork_count());
+    let mut table = Table::new([
+        ("tablespace", Align::Right),
+        ("database", Align::Right),
+        ("relation", Align::Right),
+        ("fork", Align::Left),
+        ("new from", Align::Right),
+        ("blocks", Align::Right),
+    ]);
+    for fork in blocks.forks() {
+        let count: u64 = fork.runs.iter().map(|(first, last)| u64::from(last - first) + 1).sum();
+        table.add([
+            fork.relation.tablespace.to_string(),
+            fork.relation.database.to_string(),
+            fork.relation.relation.to_string(),
+            fork_name(fork.fork).to_owned(),
+            fork.limit.map(|limit| limit.to_string()).unwrap_or_default(),
+            count.to_string(),
+        ]);
+    }
+    if !table.is_empty() {
+        text.push_str(&table.render());
+    }
+    text
 }
 
 fn print_listing(listing: &ArchiveListing) -> Result<(), Failure> {

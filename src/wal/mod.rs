@@ -22,4 +22,5 @@ pub mod scan;
 pub mod server_directory;
 pub mod show;
 pub mod stored_segments;
+pub mod verify;
 pub mod wal_path;

@@ -280,6 +280,17 @@ impl Inventory {
     }
 }
 
+/// The cluster's segment size, from the first stored segment that tells; `None` without segments.
+pub fn known_segment_size(
+    repository: &Repository,
+    cluster: &ClusterName,
+    key_ring: &KeyRing,
+    system: SystemIdentifier,
+) -> Result<Option<WalSegmentSize>, ShowError> {
+    let folder = keys::wal_folder(cluster, system);
+    segment_size(repository, key_ring, system, &Inventory::of(repository.list(&folder)?, &folder))
+}
+
 /// The cluster's segment size, from the first segment that tells.
 fn segment_size(
     repository: &Repository,
