@@ -161,7 +161,7 @@ fn archived_and_local_wal_are_joined() {
         let late = update(cluster, 2999)[0];
         let found = site.changes(cluster, start, stop, Some(&site.pg_wal())).expect("changes");
         assert!(found.stored_segments >= 3 && found.local_segments >= 2, "{major}: {found:?}");
-        let changes = found.blocks.of(table(cluster), ForkNumber::MAIN);
+        let changes = found.blocks.as_ref().expect("blocks").of(table(cluster), ForkNumber::MAIN);
         assert_eq!(changes.limit, None);
         for block in &changed {
             assert!(changes.contains(*block), "{major}: block {block} is missing");
@@ -174,7 +174,7 @@ fn archived_and_local_wal_are_joined() {
         let reason = site.unproven(start, stop, None);
         assert!(matches!(reason, Unproven::Missing { .. }), "{reason:?}");
         let nothing = site.changes(cluster, stop, stop, None).expect("nothing");
-        assert_eq!(nothing.blocks.fork_count(), 0);
+        assert_eq!(nothing.blocks.expect("blocks").fork_count(), 0);
         assert!(matches!(site.unproven(stop, start, None), Unproven::Backwards { .. }));
     }
 }
@@ -196,7 +196,7 @@ fn a_promotion_in_between_is_followed() {
     let stop = checkpoint(&standby);
     let pg_wal = standby.data_directory().join("pg_wal");
     let found = site.changes(&standby, start, stop, Some(&pg_wal)).expect("changes");
-    let changes = found.blocks.of(table(&standby), ForkNumber::MAIN);
+    let changes = found.blocks.as_ref().expect("blocks").of(table(&standby), ForkNumber::MAIN);
     assert!(changed.iter().all(|block| changes.contains(*block)), "{changed:?}");
     assert!(!changes.contains(block_of(&standby, 2500)));
     assert!(found.stored_segments > 0);
@@ -229,7 +229,14 @@ fn a_lost_or_damaged_segment_is_no_silence() {
     // Lost from the archive, but still in pg_wal; then lost there too.
     fs::remove_file(&object).expect("lose the object");
     let found = site.changes(cluster, start, stop, Some(&site.pg_wal())).expect("changes");
-    assert!(found.blocks.of(table(cluster), ForkNumber::MAIN).contains(block_of(cluster, 700)));
+    assert!(
+        found
+            .blocks
+            .as_ref()
+            .expect("blocks")
+            .of(table(cluster), ForkNumber::MAIN)
+            .contains(block_of(cluster, 700))
+    );
     let elsewhere = cluster.directory("elsewhere").join(&name);
     fs::rename(site.pg_wal().join(&name), &elsewhere).expect("lose the segment");
     let reason = site.unproven(start, stop, Some(&site.pg_wal()));
