@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -42,7 +42,8 @@ impl Agent {
         let child = command.stdout(Stdio::null()).stderr(said).spawn().expect("start the agent");
         let agent =
             Agent { child, socket: archive.path("state/agent.socket"), log: archive.path("agent.log") };
-        agent.wait_for("the agent", || agent.socket.exists());
+        // Its name is there a moment before it listens.
+        agent.wait_for("the agent", || UnixStream::connect(&agent.socket).is_ok());
         agent
     }
 

@@ -22,8 +22,8 @@ use crate::wal::absence::Archive;
 use crate::wal::fetch::{FIRST_READ, FetchError, fetch_if_stored};
 
 /// Threads that fetch; each holds one object's beginning in memory.
-const FETCHERS: usize = 3;
-/// An object that is larger than its beginning is read in ranges, some of them ahead: one such at a time is as much memory as three small ones, and keeps the line as busy.
+const FETCHERS: usize = 2;
+/// An object that is larger than its beginning is read in ranges, some of them ahead: one such at a time is as much memory as two small ones, and keeps the line as busy.
 const FETCHERS_OF_LARGE: usize = 1;
 /// The window's first size.
 const FIRST_SIZE: u64 = 2;
