@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "incremental/bases.rs"]
+mod bases;
 #[path = "incremental/clone.rs"]
 mod clone;
 #[path = "incremental/scenarios.rs"]

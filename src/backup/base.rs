@@ -2,10 +2,10 @@
 //!
 //! In: the cluster's backups, and where the new one starts. Out: the newest backup whose packs can be used again, and how
 //! far it can be trusted. What must hold: [`Trust::Line`] is only given to a backup that this server's own WAL leads on
-//! from; any other is compared byte for byte. A backup of which a pack is missing is no base at all.
+//! from; any other is compared byte for byte. A backup of which a pack is missing, or that expire is about to delete, is no base at all.
 
 use super::list::{BackupName, Catalogue};
-use super::{BackupError, BackupRequest, DAMAGED_BLOCKS_KEPT};
+use super::{BackupError, BackupRequest, DAMAGED_BLOCKS_KEPT, tombstone};
 use crate::format::BackupId;
 use crate::format::manifest::{BackupSummary, Manifest};
 use crate::pg::{Lsn, SystemIdentifier, TimelineHistory, WalSegmentSize};
@@ -53,9 +53,11 @@ pub struct NewStart {
 pub fn choose(request: &BackupRequest<'_>, new: &NewStart) -> Result<Option<Base>, BackupError> {
     let catalogue =
         Catalogue { repository: request.repository, cluster: request.cluster, keys: request.keys };
+    let doomed = tombstone::list(request.repository, request.cluster)?;
     let mut usable = Vec::new();
     for backup in catalogue.list()?.into_iter().rev() {
         match backup.summary {
+            Ok(_) if doomed.iter().any(|(_, tombstone)| tombstone.names(&backup.id)) => {}
             Ok(summary) if shares_packs(&summary, new) => usable.push(summary),
             Ok(_) => {}
             Err(error) => tracing::warn!("backup {} is not used as a base: {error}", backup.id),

@@ -145,6 +145,7 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
     let id = intent.id.clone();
     std::thread::scope(|scope| {
         let _alive = Heartbeat::start(scope, request.repository, request.cluster, intent);
+        let base = still_there(request, base)?;
         let reused = find_changes(&mut session, request, &state, &started, base)?;
         let taken = copy_until_stopped(&mut session, request, &state, &started, &id, reused.as_ref())?;
         let wal = session::wal_of(&state, &started.lsn, &taken.stopped)?;
@@ -212,6 +213,18 @@ fn choose_base(
         tracing::info!("there is no earlier backup to take over from: everything is stored");
     }
     Ok(base)
+}
+
+/// Asked after the intent that names the base was published: an expire that begins later keeps it, and one that began earlier
+/// has left a tombstone by now.
+fn still_there(request: &BackupRequest<'_>, base: Option<Base>) -> Result<Option<Base>, BackupError> {
+    let Some(base) = base else { return Ok(None) };
+    let id = &base.manifest.summary.id;
+    if tombstone::may_build_on(request.repository, request.cluster, id)? {
+        return Ok(Some(base));
+    }
+    tracing::warn!("backup {id}, the base, is being expired meanwhile: everything is stored");
+    Ok(None)
 }
 
 /// Finds out what has changed since the base.
