@@ -7,6 +7,8 @@ mod support;
 mod bases;
 #[path = "incremental/clone.rs"]
 mod clone;
+#[path = "incremental/oracle.rs"]
+mod oracle;
 #[path = "incremental/scenarios.rs"]
 mod scenarios;
 #[path = "backup/site.rs"]
