@@ -211,6 +211,14 @@ pub fn lists_in_order(repository: &Repository) {
         }
     });
     assert_eq!(paths(&repository.list("main/many").unwrap()), many);
+    for folder in ["main/list", "main/many", "main/none", "main"] {
+        let one_by_one = repository.list(folder).unwrap();
+        for depth in 0..4 {
+            let at_once = repository.list_in_parallel(folder, depth, 8).unwrap();
+            assert_eq!(at_once, one_by_one, "{folder} in {depth} levels");
+        }
+    }
+    assert_eq!(repository.leftovers("main").unwrap(), []);
 }
 
 pub fn tells_what_is_missing(repository: &Repository) {
