@@ -55,9 +55,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The `--serve-objects` mode: prints its address and serves until it is killed.
 pub fn serve(delay: Duration) -> ! {
+    serve_objects(delay, BTreeMap::new())
+}
+
+/// The same with objects that are there from the beginning.
+pub fn serve_objects(delay: Duration, objects: BTreeMap<String, Arc<Vec<u8>>>) -> ! {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind a port");
     println!("{}", listener.local_addr().expect("own address"));
-    let store = Arc::new(Store::default());
+    let store = Arc::new(Store { objects: Mutex::new(objects), uploads: Mutex::default() });
     for socket in listener.incoming().flatten() {
         let store = Arc::clone(&store);
         std::thread::spawn(move || {
