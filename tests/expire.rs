@@ -28,15 +28,17 @@ pub fn site_with_backups(count: u32) -> (Site, Vec<String>) {
     (site, ids)
 }
 
-/// A row, some archived WAL, a backup.
+/// A row, some archived WAL, a full backup.
 pub fn step_and_back_up(site: &Site, step: u32) -> String {
+    step_and_run(site, step, &["backup-push", "--json", "--full"])
+}
+
+pub fn step_and_run(site: &Site, step: u32, backup: &[&str]) -> String {
     site.cluster.execute(&format!("INSERT INTO steps VALUES ({step})"));
     site.cluster.archive_now();
     site.cluster.execute("INSERT INTO steps VALUES (-1)");
     site.cluster.archive_now();
-    // Full ones: nothing of the backup before is used again.
-    let text = site.ok(&["backup-push", "--full", "--json"]);
-    let id = id_of(&serde_json::from_str(&text).expect("JSON")).to_string();
+    let id = id_of(&serde_json::from_str(&site.ok(backup)).expect("JSON")).to_string();
     // Ids name the second.
     std::thread::sleep(Duration::from_millis(1100));
     id

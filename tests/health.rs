@@ -27,7 +27,8 @@ pub fn fill(site: Site) -> (Site, Vec<String>) {
     let step = |step: u32| {
         site.cluster.execute(&format!("INSERT INTO steps VALUES ({step})"));
         site.cluster.archive_now();
-        let id = id_of(&site.back_up()).to_string();
+        let backup = site.ok(&["backup-push", "--json", "--full"]);
+        let id = id_of(&serde_json::from_str(&backup).expect("JSON")).to_string();
         std::thread::sleep(Duration::from_millis(1100));
         for _ in 0..3 {
             site.cluster.execute("INSERT INTO steps VALUES (-1)");

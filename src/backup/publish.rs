@@ -4,8 +4,8 @@ use super::list::manifest_facts;
 use super::{BackupError, BackupRequest, tombstone};
 use crate::codec::encode::{ChunkSource, SinkError, encode_object};
 use crate::format::envelope::{CHUNK_SIZE, ObjectFacts};
-use crate::format::keys;
 use crate::format::manifest::Manifest;
+use crate::format::{ObjectKey, keys};
 use crate::repository::{Naming, Published};
 
 /// Bytes in memory as an object's plaintext.
@@ -34,12 +34,27 @@ pub fn publish_manifest(request: &BackupRequest<'_>, manifest: &Manifest) -> Res
         ..manifest_facts(summary.system_identifier)
     };
     let body = manifest.encode();
-    tombstone::check_before_publish(request.repository, request.cluster, &summary.id, &manifest.packs)?;
+    let is_safe =
+        || tombstone::check_before_publish(request.repository, request.cluster, &summary.id, &manifest.packs);
+    is_safe()?;
     let mut publication =
         request.repository.publish(&key, Naming::ByStore, body.len() as u64 + index.len() as u64)?;
     let encoded = encode_object(Body(&body), &facts, &key, &request.sealing, |_| index, &mut publication)?;
     match publication.finish(&encoded.digest)? {
-        Published::Created => Ok(()),
+        // A host that slept between the look and the publication was taken for dead meanwhile.
+        Published::Created => is_safe().inspect_err(|_| take_back(request, &key)),
         Published::Exists(_) => Err(BackupError::Taken(key.to_string())),
+    }
+}
+
+/// Removes our own manifest, which points to packs that are going. Where it cannot be removed, verify and expire tell that the
+/// packs are missing.
+fn take_back(request: &BackupRequest<'_>, key: &ObjectKey) {
+    let removed = request
+        .repository
+        .find(key, Naming::ByStore)
+        .and_then(|object| object.map_or(Ok(()), |object| request.repository.delete(&object)));
+    if let Err(error) = removed {
+        tracing::error!("{key} points to packs that are being deleted, and cannot be removed: {error}");
     }
 }

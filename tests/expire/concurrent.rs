@@ -249,3 +249,44 @@ fn old_leftovers_of_interrupted_publications_go() {
     assert!(names.iter().all(|name| !folder.join(name).exists()));
     assert_eq!(listed(&site), ids);
 }
+
+#[test]
+fn backups_that_share_packs_go_in_any_order() {
+    let (site, mut ids) = site_with_backups(1);
+    let incremental = |step| crate::step_and_run(&site, step, &["backup-push", "--json"]);
+    ids.extend([incremental(1), incremental(2)]);
+    let kinds: Vec<String> =
+        site.list().iter().map(|backup| backup["kind"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(kinds, ["full", "incremental", "incremental"]);
+    let size = || site.objects("packs").iter().map(|object| object.size).sum::<u64>();
+    let before = size();
+    let done = expire(&site, &KEEP);
+    assert_eq!(listed(&site), [ids[2].clone()]);
+    // The full one's packs stay as far as the newest points to them.
+    assert!(size() < before && site.repository.join("main/packs").join(&ids[0]).exists(), "{done}");
+    let left = plan(&site, &KEEP);
+    assert_eq!(left["objects"], 0, "{left}");
+    let copy = site.contents().recover(&site, "copy");
+    assert_eq!(copy.value("SELECT count(*) FROM steps WHERE step >= 0"), "3");
+    drop(copy);
+    // What the next one builds on is the one that is left; then the old packs go with the last that needs them.
+    let next = incremental(3);
+    expire(&site, &KEEP);
+    assert_eq!(listed(&site), [next]);
+    site.ok(&["verify", "--deep"]);
+    let copy = site.contents().recover(&site, "copy-2");
+    assert_eq!(copy.value("SELECT count(*) FROM steps WHERE step >= 0"), "4");
+}
+
+#[test]
+fn a_backup_does_not_build_on_what_is_announced() {
+    let (site, ids) = site_with_backups(1);
+    let (repository, cluster) = (site.open(), ClusterName::default());
+    let mut announced = Tombstone::new();
+    announced.backups.push(ids[0].parse().unwrap());
+    let object = announced.publish(&repository, &cluster).unwrap();
+    crate::support::postgres::installation::ServerUser::get().own(&site.repository);
+    assert_eq!(site.back_up()["kind"], "full");
+    repository.delete(&object).unwrap();
+    assert_eq!(site.back_up()["kind"], "incremental");
+}
