@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub enum Way {
     /// walhold with nothing beside it.
     WalholdAlone,
+    /// walhold with its agent.
+    WalholdAgent,
     /// WAL-RUS with its daemon.
     WalRusDaemon,
     /// pgBackRest with `archive-async`.
@@ -30,8 +32,10 @@ impl Way {
     /// Those that can be measured with this store, walhold first.
     pub fn all(store: &Store) -> &'static [Way] {
         match store {
-            Store::Directory => &[Way::WalholdAlone, Way::WalRusDaemon, Way::PgBackRestAsync],
-            Store::S3(_) => &[Way::WalholdAlone, Way::WalRusDaemon],
+            Store::Directory => {
+                &[Way::WalholdAlone, Way::WalholdAgent, Way::WalRusDaemon, Way::PgBackRestAsync]
+            }
+            Store::S3(_) => &[Way::WalholdAlone, Way::WalholdAgent, Way::WalRusDaemon],
         }
     }
 
@@ -39,6 +43,7 @@ impl Way {
     pub fn name(self) -> &'static str {
         match self {
             Way::WalholdAlone => "walhold",
+            Way::WalholdAgent => "walhold+agent",
             Way::WalRusDaemon => "WAL-RUS daemon",
             Way::PgBackRestAsync => "pgBackRest async",
         }
@@ -47,7 +52,7 @@ impl Way {
     /// Whose it is.
     pub fn tool(self) -> Tool {
         match self {
-            Way::WalholdAlone => Tool::Walhold,
+            Way::WalholdAlone | Way::WalholdAgent => Tool::Walhold,
             Way::WalRusDaemon => Tool::WalRus,
             Way::PgBackRestAsync => Tool::PgBackRest,
         }
@@ -134,7 +139,7 @@ impl Backlog {
 fn command(way: Way, bench: &Bench, cluster: &Cluster) -> String {
     let mut call = bench.invocation(way.tool(), cluster, &[]);
     match way {
-        Way::WalholdAlone => call.words.push("wal-push".to_owned()),
+        Way::WalholdAlone | Way::WalholdAgent => call.words.push("wal-push".to_owned()),
         Way::WalRusDaemon => call.words.extend([
             "daemon-client".to_owned(),
             "--socket".to_owned(),
@@ -159,6 +164,7 @@ impl Daemon {
     fn start(way: Way, bench: &Bench, cluster: &Cluster, group: &ControlGroup) -> Option<Daemon> {
         let words = match way {
             Way::WalholdAlone | Way::PgBackRestAsync => return None,
+            Way::WalholdAgent => vec!["agent".to_owned()],
             Way::WalRusDaemon => vec!["daemon".to_owned(), "--socket".to_owned(), socket(bench)],
         };
         let words: Vec<&str> = words.iter().map(String::as_str).collect();

@@ -43,7 +43,8 @@ impl Replay {
         let by_copy = format!("cp {}/%f %p", cluster.data.join("pg_wal").display());
         let reference = self.recover(bench, "cp", &by_copy);
         println!("{:<18}{reference:>7.2} s", "cp");
-        for way in Way::all(&bench.store) {
+        // The agent keeps the same windows.
+        for way in Way::all(&bench.store).iter().filter(|way| **way != Way::WalholdAgent) {
             let own = bench.fresh(way.name(), cluster);
             let call = own.fetch(way.tool(), cluster, "%f", "%p");
             let seconds = self.recover(bench, way.name(), &own.as_command(&call));
