@@ -157,7 +157,7 @@ fn fetch_files(
         Some(TargetFile { path: path.clone(), mode: file.mode, size: file.size, written, presence })
     };
     let files: Vec<TargetFile> = selection.iter().enumerate().filter_map(target).collect();
-    let bytes = files.iter().map(|file| file.written).sum();
+    let bytes: u64 = files.iter().map(|file| file.written).sum();
     layout::make_adopted_directories(plan)?;
     let targets = TargetFiles::new(files, owner);
     let progress = Progress::new("restore", bytes);
@@ -173,5 +173,5 @@ fn fetch_files(
     };
     fetch.run(&indexes, &targets)?;
     progress.finish();
-    Ok(bytes)
+    Ok(bytes.saturating_sub(targets.found_right()))
 }

@@ -61,6 +61,8 @@ struct Written {
 pub struct TargetFiles {
     files: Vec<TargetFile>,
     left: Vec<AtomicU64>,
+    /// Bytes that were found to be there already.
+    right: AtomicU64,
     owner: Option<Owner>,
     to_write_back: SyncSender<Written>,
     waiting: Mutex<Option<Receiver<Written>>>,
@@ -80,7 +82,15 @@ impl TargetFiles {
         let left = files.iter().map(|file| AtomicU64::new(file.written)).collect();
         let (to_write_back, waiting) = std::sync::mpsc::sync_channel(WAITING);
         let shards = std::array::from_fn(|_| Mutex::default());
-        TargetFiles { files, left, owner, to_write_back, waiting: Mutex::new(Some(waiting)), shards }
+        TargetFiles {
+            files,
+            left,
+            right: AtomicU64::new(0),
+            owner,
+            to_write_back,
+            waiting: Mutex::new(Some(waiting)),
+            shards,
+        }
     }
 
     /// Hands writes to the disk until `done` says that there will be no more. Run it on a thread of its own: handing over waits for the
@@ -103,8 +113,14 @@ impl TargetFiles {
         if offset.saturating_add(bytes.len() as u64) > target.size {
             return Err(fail(io::Error::other("beyond its end")));
         }
-        file.write_all_at(bytes, offset).map_err(fail)?;
-        if bytes.len() >= WRITE_BACK {
+        // Parts that an incremental backup kept have no digest of their own: only now can it be seen that they were right.
+        let is_right = target.presence == Presence::There && holds(&file, offset, bytes);
+        if is_right {
+            self.right.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        } else {
+            file.write_all_at(bytes, offset).map_err(fail)?;
+        }
+        if !is_right && bytes.len() >= WRITE_BACK {
             // A full queue means that the disk is busy already.
             let _ = self.to_write_back.try_send(Written { file, offset, length: bytes.len() });
         }
@@ -124,6 +140,11 @@ impl TargetFiles {
             self.shard(index).open.remove(&index);
         }
         Ok(())
+    }
+
+    /// Bytes that were not written, because they were there already.
+    pub fn found_right(&self) -> u64 {
+        self.right.load(Ordering::Relaxed)
     }
 
     /// The first file that did not get all its bytes.
@@ -153,7 +174,7 @@ impl TargetFiles {
             return Ok(Arc::clone(file));
         }
         let file = if target.presence == Presence::There || shard.created.contains(&index) {
-            File::options().write(true).open(&target.path)
+            File::options().read(true).write(true).open(&target.path)
         } else {
             create(target, self.owner)
         };
@@ -166,6 +187,12 @@ impl TargetFiles {
         shard.open.insert(index, (Arc::clone(&file), now));
         Ok(file)
     }
+}
+
+/// Whether the file has these bytes at this place. If that can't be read, they are written.
+fn holds(file: &File, offset: u64, bytes: &[u8]) -> bool {
+    let mut there = vec![0; bytes.len()];
+    file.read_exact_at(&mut there, offset).is_ok() && there == bytes
 }
 
 fn create(target: &TargetFile, owner: Option<Owner>) -> io::Result<File> {

@@ -57,7 +57,7 @@ pub struct StoredBackup {
     pub permanent: bool,
     /// What the manifest says, or why it cannot be read.
     pub summary: Result<BackupSummary, BackupError>,
-    /// The packs that it points to, once [`Inventory::read_packs`] ran.
+    /// The packs that it points to, once those were read.
     pub packs: Option<Vec<PackEntry>>,
 }
 
