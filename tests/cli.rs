@@ -193,7 +193,12 @@ fn interrupted(arguments: &[&str], signal: Signal) -> Output {
     control.resize(8192, 0);
     fs::write(data.path().join("global/pg_control"), control).expect("write pg_control");
     let started = data.path().join("started");
-    let child = command(arguments)
+    // Whoever runs the tests in the background may have signals ignored, and walhold keeps it so.
+    let child = Command::new("env")
+        .args(["--default-signal", env!("CARGO_BIN_EXE_walhold")])
+        .args(arguments)
+        .env_clear()
+        .env("WALHOLD_CONFIG", "/dev/null")
         .env("WALHOLD_REPOSITORY", format!("file://{}/repository", data.path().display()))
         .env("WALHOLD_ENCRYPTION_KEY_COMMAND", format!("touch {}; exec /bin/sleep 60", started.display()))
         .env("PATH", "/usr/bin:/bin")
