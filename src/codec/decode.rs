@@ -39,7 +39,7 @@ pub trait ObjectSource: Sync {
 }
 
 /// Large enough that a far store's latency is paid seldom, small enough for two of them in memory.
-pub const READ_SIZE: usize = 3 << 20;
+pub const READ_SIZE: usize = 2 << 20;
 
 /// An object whose first bytes are in memory already, because finding it brought them along.
 pub struct WithPrefix<'a> {

@@ -41,7 +41,7 @@ use crate::format::marker::CreateOnly;
 const PART: usize = 5 << 20;
 /// An object that is expected to be below [`SMALL`] is held in memory until it is complete and sent as one request, if it
 /// really comes out no larger than this. More would not leave a push of a segment within its 32 MiB.
-const LARGEST_SINGLE: usize = 8 << 20;
+const LARGEST_SINGLE: usize = 6 << 20;
 /// A segment of the usual 16 MiB, with room for its envelope.
 const SMALL: u64 = 20 << 20;
 /// How long cleaning up after oneself may take.

@@ -26,7 +26,7 @@ use super::interruption::{Interrupted, stop_if_asked};
 use super::push::naming_of;
 
 /// Bytes read with the request that finds the object in a far store: most compressed segments of 16 MiB whole.
-pub(super) const FIRST_READ: usize = 4 << 20;
+pub(super) const FIRST_READ: usize = 3 << 20;
 
 /// How often a gap is looked at while it may be filling.
 const GAP_POLL: Duration = Duration::from_secs(1);

@@ -233,7 +233,7 @@ fn an_object_is_read_once_and_in_large_ranges() {
     read_object(&source, &segment_facts(), &segment_key(), &KeyRing::default()).expect("decode");
     assert_eq!(source.seen(), (stored.len().div_ceil(READ_SIZE), stored.len()));
 
-    let (stored, _) = write_segment(&noise(2 * MIB), &sealing);
+    let (stored, _) = write_segment(&noise(MIB), &sealing);
     let source = Counted::new(&stored);
     read_object(&source, &segment_facts(), &segment_key(), &KeyRing::default()).expect("decode");
     assert_eq!(source.seen(), (1, stored.len()));
