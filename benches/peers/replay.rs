@@ -43,8 +43,9 @@ impl Replay {
         let by_copy = format!("cp {}/%f %p", cluster.data.join("pg_wal").display());
         let reference = self.recover(bench, "cp", &by_copy);
         println!("{:<18}{reference:>7.2} s", "cp");
-        // The agent keeps the same windows.
-        for way in Way::all(&bench.store).iter().filter(|way| **way != Way::WalholdAgent) {
+        // The agent keeps the same windows; pgBackRest wants a configuration for each recovering directory.
+        let ways = Way::all(&bench.store).iter();
+        for way in ways.filter(|way| matches!(way, Way::WalholdAlone | Way::WalRusDaemon)) {
             let own = bench.fresh(way.name(), cluster);
             let call = own.fetch(way.tool(), cluster, "%f", "%p");
             let seconds = self.recover(bench, way.name(), &own.as_command(&call));
