@@ -34,8 +34,6 @@ const PROOF_LIFE: Duration = Duration::from_secs(10);
 const PATIENCE_FOR_ANSWER: Duration = Duration::from_secs(1);
 /// Files of one directory under way at once.
 const PARALLEL: usize = 8;
-/// The most that one object waiting for its request holds.
-const MOST_HELD: u64 = 10 << 20;
 /// How often a wait looks for signals.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -207,7 +205,7 @@ impl Archiver {
                 let _turn = locked(&self.turn);
                 self.wait_for_room(&repository)?;
                 let ready = encode_file(file, &repository, &lane.key.cluster, &self.writing)?;
-                let held = if repository.is_directory() { 0 } else { ready.stored_length().min(MOST_HELD) };
+                let held = ready.held(&repository);
                 let mut room = locked(&self.room);
                 room.held += held;
                 room.largest = room.largest.max(held);

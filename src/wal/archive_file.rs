@@ -19,7 +19,7 @@ use crate::pg::wal_page::LongPageHeader;
 use crate::pg::wal_segment::ParseArchiveFileNameError;
 use crate::pg::{ArchiveFileName, SystemIdentifier, TimelineHistory, WalSegmentName};
 
-use super::first_page::{FIRST_PAGE_BYTES, FirstPageProblem, check_first_page};
+use super::first_page::{FirstPageProblem, check_first_page, read_first_page};
 use super::server_directory::{ServerDirectory, ServerDirectoryError};
 
 /// History and backup files have a few lines; what is longer is something else.
@@ -174,9 +174,8 @@ fn open_segment(
     state: FileState,
     server: Option<&ServerDirectory>,
 ) -> Result<ArchiveFile, ArchiveFileError> {
-    let mut page = Vec::with_capacity(FIRST_PAGE_BYTES);
-    io::Read::read_to_end(&mut io::Read::take(&file, FIRST_PAGE_BYTES as u64), &mut page)
-        .map_err(|source| ArchiveFileError::Read { path: path.to_owned(), source })?;
+    let page =
+        read_first_page(&file).map_err(|source| ArchiveFileError::Read { path: path.to_owned(), source })?;
     let cluster = server.map(|server| server.control.system_identifier);
     let header = check_first_page(segment, &page, state.length, cluster)
         .map_err(|problem| ArchiveFileError::NotTheSegment { path: path.to_owned(), problem })?;

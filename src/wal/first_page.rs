@@ -2,6 +2,9 @@
 //!
 //! The same check runs before a segment is archived and before one is delivered.
 
+use std::fs::File;
+use std::io::{self, Read};
+
 use crate::pg::wal_page::LongPageHeader;
 use crate::pg::{Lsn, SystemIdentifier, TimelineId, WalSegmentName};
 
@@ -58,6 +61,13 @@ pub enum FirstPageProblem {
         /// The name's.
         named: TimelineId,
     },
+}
+
+/// A file's beginning, as much as [`check_first_page`] looks at; fewer bytes if it is shorter. Reads on from where the file stands.
+pub fn read_first_page(file: &File) -> io::Result<Vec<u8>> {
+    let mut page = Vec::with_capacity(FIRST_PAGE_BYTES);
+    file.take(FIRST_PAGE_BYTES as u64).read_to_end(&mut page)?;
+    Ok(page)
 }
 
 /// Checks the first [`FIRST_PAGE_BYTES`] of a file of `length` bytes against its name and, if known, its cluster.

@@ -24,6 +24,9 @@ use super::scan::SegmentScanner;
 /// Room that header, index and footer may take beside the chunks, for the store's choice between one request and several.
 const ENVELOPE_ALLOWANCE: u64 = 512 << 10;
 
+/// The most that one object waiting for its request holds: larger ones go out in parts.
+const MOST_HELD: u64 = 10 << 20;
+
 /// How objects are written, and how stored ones are compared.
 #[derive(Clone, Debug)]
 pub struct Writing {
@@ -78,9 +81,9 @@ pub fn encode_file(
 }
 
 impl EncodedFile {
-    /// Bytes of the object.
-    pub fn stored_length(&self) -> u64 {
-        self.encoded.stored_length
+    /// Bytes that are held in memory until the store has them.
+    pub fn held(&self, repository: &Repository) -> u64 {
+        if repository.is_directory() { 0 } else { self.encoded.stored_length.min(MOST_HELD) }
     }
 
     /// The second half of [`push_file`]: waits for the store. Durable when this returns `Ok`.

@@ -26,8 +26,6 @@ const BEGIN_WITHIN: Duration = Duration::from_secs(2);
 const LEAST_GRACE: Duration = Duration::from_secs(5);
 /// Requests to the store at once.
 const PARALLEL: usize = 8;
-/// The most that one object waiting for its request holds: larger ones go out in parts.
-const MOST_HELD: u64 = 10 << 20;
 /// How often a wait looks for signals.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -121,10 +119,7 @@ impl Batch {
     fn begin(&mut self, file: Arc<ArchiveFile>) -> Result<(), PushError> {
         let context = Arc::clone(&self.context);
         let encoded = encode_file(&file, &context.repository, &context.cluster, &context.writing)?;
-        let held = match context.repository.is_directory() {
-            true => 0,
-            false => encoded.stored_length().min(MOST_HELD),
-        };
+        let held = encoded.held(&context.repository);
         let report = self.report.clone();
         let publishing = std::thread::Builder::new().name("publish".to_owned()).spawn(move || {
             let result = encoded.publish(&file, &context.repository, &context.writing.keys);

@@ -1,8 +1,8 @@
 //! What a delta restore finds, looked at by the plan: nothing here writes.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::Read;
+use std::fs::{DirEntry, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -14,7 +14,7 @@ use crate::pg::{ArchiveFileName, SystemIdentifier};
 use crate::repository::Repository;
 use crate::restore::RestoreError;
 use crate::restore::place::UNFINISHED;
-use crate::wal::first_page::{FIRST_PAGE_BYTES, check_first_page};
+use crate::wal::first_page::{check_first_page, read_first_page};
 
 /// What a restore may find in its directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,7 +71,7 @@ fn control_system(pgdata: &Path) -> Result<Option<SystemIdentifier>, RestoreErro
     let path = pgdata.join("global/pg_control");
     match std::fs::read(&path) {
         Ok(bytes) => Ok(ControlFile::parse(&bytes).ok().map(|control| control.system_identifier)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(RestoreError::refused(
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(RestoreError::refused(
             format!(
                 "--pgdata {} is not empty and not a data directory: it has no global/pg_control",
                 pgdata.display()
@@ -89,40 +89,15 @@ pub fn find_unarchived(
     cluster: &ClusterName,
     manifest: &Manifest,
 ) -> Result<Existing, RestoreError> {
-    let directory = pgdata.join("pg_wal");
     let system = manifest.summary.system_identifier;
-    let mut stored_by_timeline = std::collections::BTreeMap::new();
+    let listed = repository.list(&keys::wal_folder(cluster, system))?;
+    let stored: HashSet<&str> = listed.iter().map(|object| object.key.as_str()).collect();
     let mut unarchived_wal = Vec::new();
-    for entry in std::fs::read_dir(&directory).into_iter().flatten() {
-        let entry = entry.map_err(|error| RestoreError::local("read", &directory, &error))?;
-        let Some(name) = entry.file_name().to_str().and_then(|name| name.parse::<ArchiveFileName>().ok())
-        else {
-            continue;
-        };
-        let timeline = match name {
-            ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment) => segment.timeline,
-            ArchiveFileName::TimelineHistory(timeline) => timeline,
-            // It says what the manifest says better.
-            ArchiveFileName::BackupHistory { .. } => continue,
-        };
-        if !holds_what_it_says(&entry.path(), name) {
-            continue;
-        }
-        let key = keys::wal(cluster, system, name);
-        let is_stored = match name {
-            ArchiveFileName::Segment(_) => {
-                let stored: &mut HashSet<String> = match stored_by_timeline.entry(timeline) {
-                    std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                    std::collections::btree_map::Entry::Vacant(entry) => {
-                        let listed = repository.list(&keys::timeline_folder(cluster, system, timeline))?;
-                        entry.insert(listed.iter().map(|object| object.key.as_str().to_owned()).collect())
-                    }
-                };
-                stored.contains(key.as_str())
-            }
-            _ => repository.find(&key, crate::wal::push::naming_of(name))?.is_some(),
-        };
-        if !is_stored {
+    for (path, name) in wal_files(&pgdata.join("pg_wal"))? {
+        // A backup's history says what the manifest says better.
+        let matters = !matches!(name, ArchiveFileName::BackupHistory { .. });
+        let is_stored = || stored.contains(keys::wal(cluster, system, name).as_str());
+        if matters && holds_what_it_says(&path, name) && !is_stored() {
             unarchived_wal.push(name.to_string());
         }
     }
@@ -130,16 +105,26 @@ pub fn find_unarchived(
     Ok(Existing { unarchived_wal, wal_kept_in: kept_directory(pgdata) })
 }
 
+/// The files of a directory whose names are those of WAL; none if there is no such directory.
+fn wal_files(directory: &Path) -> Result<Vec<(PathBuf, ArchiveFileName)>, RestoreError> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
+    };
+    let entries = entries.map_err(|error| RestoreError::local("read", directory, &error))?;
+    let named = |entry: &DirEntry| Some((entry.path(), entry.file_name().to_str()?.parse().ok()?));
+    Ok(entries.iter().filter_map(named).collect())
+}
+
 /// Segments that the server made ready for later hold old WAL under a new name: nothing is lost with them.
 fn holds_what_it_says(path: &Path, name: ArchiveFileName) -> bool {
     let (ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment)) = name else { return true };
-    let mut page = Vec::with_capacity(FIRST_PAGE_BYTES);
-    let Ok(file) = File::open(path) else { return true };
-    let Ok(length) = file.metadata().map(|found| found.len()) else { return true };
-    if file.take(FIRST_PAGE_BYTES as u64).read_to_end(&mut page).is_err() {
-        return true;
-    }
-    check_first_page(segment, &page, length, None).is_ok()
+    let look = || {
+        let file = File::open(path)?;
+        io::Result::Ok((file.metadata()?.len(), read_first_page(&file)?))
+    };
+    // What can't be read may be anything.
+    look().map_or(true, |(length, page)| check_first_page(segment, &page, length, None).is_ok())
 }
 
 /// A directory beside PGDATA that is not there yet.

@@ -4,7 +4,7 @@
 //! that is the segment asked for is delivered, and the wait for it is bounded.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,7 +21,7 @@ use crate::local::durable::parent_of;
 use crate::local::heap;
 use crate::local::kill_point::kill_point;
 use crate::pg::{SystemIdentifier, WalSegmentName, WalSegmentSize};
-use crate::wal::first_page::{FIRST_PAGE_BYTES, check_first_page};
+use crate::wal::first_page::{check_first_page, read_first_page};
 use crate::wal::server_directory::ServerDirectory;
 
 /// A keeper that has said nothing for so long is stuck.
@@ -124,8 +124,7 @@ fn deliver(path: &Path, expected: &WindowFile, request: &WindowRequest<'_>) -> R
     if found.len() != request.segment_size.bytes() {
         return Err(format!("it has {} bytes", found.len()));
     }
-    let mut page = Vec::with_capacity(FIRST_PAGE_BYTES);
-    file.take(FIRST_PAGE_BYTES as u64).read_to_end(&mut page).map_err(words)?;
+    let page = read_first_page(&file).map_err(words)?;
     check_first_page(request.name, &page, expected.length(), Some(request.system))
         .map_err(|problem| problem.to_string())?;
     kill_point("window: before delivery");
