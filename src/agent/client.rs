@@ -18,6 +18,7 @@ use crate::config::fingerprint::store_variables;
 use crate::error::Failure;
 use crate::exit_status::Cause;
 use crate::interrupt;
+use crate::local::lines::next_line;
 
 use crate::pg::WalSegmentName;
 use crate::wal::archive_file::ArchiveFile;
@@ -160,24 +161,10 @@ fn converse(mut stream: UnixStream, ask: Ask, until: Instant) -> io::Result<Answ
     }
 }
 
-/// The next whole line; what came of it stays in `held` where the wait for the rest is over.
+/// The next whole line.
 pub(super) fn read_line(from: &mut impl io::Read, held: &mut Vec<u8>) -> io::Result<Vec<u8>> {
-    loop {
-        if let Some(end) = held.iter().position(|byte| *byte == b'\n') {
-            let mut line: Vec<u8> = held.drain(..=end).collect();
-            line.pop();
-            return Ok(line);
-        }
-        let mut buffer = [0; 4096];
-        let length = from.read(&mut buffer)?;
-        if length == 0 {
-            return Err(io::Error::other("the other side ended in the middle"));
-        }
-        if held.len() + length > LONGEST_LINE {
-            return Err(io::Error::other("the other side says too much"));
-        }
-        held.extend_from_slice(buffer.get(..length).unwrap_or_default());
-    }
+    next_line(from, held, LONGEST_LINE)?
+        .ok_or_else(|| io::Error::other("the other side ended in the middle, or says too much"))
 }
 
 #[cfg(test)]

@@ -4,5 +4,6 @@ pub mod durable;
 pub mod heap;
 pub mod kill_point;
 pub mod libraries;
+pub mod lines;
 pub mod pgdata_walk;
 pub mod relation_path;

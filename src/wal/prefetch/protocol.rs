@@ -18,6 +18,7 @@ use std::str::FromStr;
 
 use crate::format::Digest;
 use crate::format::digest::from_hex;
+use crate::local::lines::next_line;
 use crate::pg::WalSegmentName;
 
 /// The first words of every question.
@@ -139,18 +140,8 @@ impl FromStr for Answer {
 
 /// Reads one line without its end; `None` if the other side closed before a whole one came, or says too much.
 pub fn read_line(from: &mut impl Read, held: &mut Vec<u8>) -> io::Result<Option<String>> {
-    loop {
-        if let Some(end) = held.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = held.drain(..=end).collect();
-            return Ok(String::from_utf8(line).ok().map(|line| line.trim_end_matches('\n').to_owned()));
-        }
-        let mut buffer = [0; LONGEST_LINE];
-        let length = from.read(&mut buffer)?;
-        if length == 0 || held.len() + length > 2 * LONGEST_LINE {
-            return Ok(None);
-        }
-        held.extend_from_slice(buffer.get(..length).unwrap_or_default());
-    }
+    let line = next_line(from, held, 2 * LONGEST_LINE)?;
+    Ok(line.and_then(|line| String::from_utf8(line).ok()))
 }
 
 #[cfg(test)]
