@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use walhold::repository::{Patience, Repository};
 
 use support::archive::{Archive, Run, contents};
 use support::fault_proxy::{Fault, FaultProxy};
+use support::postgres::PATIENCE;
 use support::stores::{ACCESS_KEY, BUCKET, Conditions, S3Server, SECRET_KEY};
-use support::wal_files::{large_files, small_files};
+use support::wal_files::{default_files, large_files, small_files};
 
 const UNREACHABLE: &str = "check the network and the store; the request may be repeated";
 
@@ -189,6 +191,16 @@ fn a_push_succeeds_only_when_the_object_is_stored() {
     cloud.proxy.set(Fault::None);
     cloud.archive.fetch(segment).expect_success();
     assert!(cloud.archive.fetched() == files.bytes(segment));
+    // However often it is lost, also to a push that comes later and would be refused.
+    let segment = files.segment(3);
+    cloud.proxy.set_matching("PUT ", usize::MAX, Fault::LoseAnswer);
+    for _ in 0..2 {
+        cloud.archive.push(segment, files.bytes(segment)).expect_success();
+        assert_eq!(cloud.stored().len(), before.len() + 2);
+    }
+    cloud.proxy.set(Fault::None);
+    cloud.archive.fetch(segment).expect_success();
+    assert!(cloud.archive.fetched() == files.bytes(segment));
 }
 
 #[test]
@@ -244,11 +256,8 @@ fn memory_stays_bounded_with_a_store_in_the_cloud() {
     }
     let segment = files.segment(0);
     let mut bytes = files.bytes(segment).to_vec();
-    let mut state = 1_u64;
-    for byte in &mut bytes[8192..] {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        *byte = (state >> 56) as u8;
-    }
+    let records = bytes.len() - 8192;
+    bytes[8192..].copy_from_slice(&incompressible(records));
     let path = cloud.archive.offer(segment, &bytes);
     for arguments in [vec!["wal-push", path.as_str()], vec!["wal-fetch", segment, "pg_wal/RECOVERYXLOG"]] {
         let mut looking_around = cloud.archive.command(["wal-show"]);
@@ -286,4 +295,96 @@ fn sigterm_ends_a_push_or_fetch_that_waits_for_the_store() {
     cloud.proxy.set(Fault::None);
     assert_eq!(cloud.stored(), before);
     assert_eq!(cloud.archive.pg_wal(), [segment]);
+}
+
+/// Pushes, dies by SIGKILL when the first request with this in its first line is held, and looks at what that leaves.
+#[track_caller]
+fn killed_at(cloud: &Cloud, segment: &str, bytes: &[u8], pattern: &str, fault: Fault) {
+    let what = format!("{fault:?} of {pattern}");
+    let before = cloud.stored();
+    let path = cloud.archive.offer(segment, bytes);
+    cloud.proxy.set_matching(pattern, 1, fault);
+    let mut push = cloud.archive.command(["wal-push", &path]).spawn().expect("start wal-push");
+    let begun = Instant::now();
+    while cloud.proxy.held() == 0 {
+        assert!(push.try_wait().expect("look after it").is_none(), "{what}: it ended first");
+        assert!(begun.elapsed() < PATIENCE, "{what}: no such request came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(Pid::from_raw(push.id() as i32), Signal::SIGKILL).expect("kill it");
+    push.wait().expect("wait for it");
+    cloud.proxy.set(Fault::None);
+
+    // Nothing, or the right thing.
+    let fetched = cloud.archive.fetch(segment);
+    match fetched.status {
+        Some(0) => assert!(cloud.archive.fetched() == bytes, "{what}: something wrong lies there"),
+        _ => assert_eq!(fetched.status, Some(1), "{what}: {fetched:?}"),
+    }
+    // The same again, as PostgreSQL asks for it.
+    let again = cloud.archive.walhold(["wal-push", &path]);
+    assert_eq!(again.status, Some(0), "{what}: {again:?}");
+    cloud.archive.fetch(segment).expect_success();
+    assert!(cloud.archive.fetched() == bytes, "{what}");
+    fs::remove_file(cloud.archive.path("data/pg_wal/RECOVERYXLOG")).unwrap();
+    fs::remove_file(cloud.archive.path("data").join(&path)).unwrap();
+
+    let (temporary, mut objects): (Vec<String>, Vec<String>) =
+        cloud.stored().into_iter().partition(|path| path.contains("/.walhold-tmp/"));
+    objects.retain(|path| !before.contains(path));
+    assert_eq!(objects.len(), 1, "{what}: {objects:?}");
+    // What is left where no listing of the archive looks is what expire looks for.
+    let repository =
+        Repository::open(&cloud.server.settings("prefix"), Patience::PerRequest(PATIENCE)).unwrap();
+    let leftovers = repository.leftovers("main").unwrap();
+    let leftovers: Vec<String> = leftovers.iter().map(|object| format!("prefix/{}", object.path)).collect();
+    assert_eq!(leftovers, temporary, "{what}");
+    for path in temporary.iter().chain(&objects) {
+        fs::remove_file(cloud.server.bucket_directory().join(path)).expect("clear for the next one");
+    }
+}
+
+/// A request that an upload consists of, by its first line.
+const CREATE: &str = "?uploads";
+const LAST_PART: &str = "?partNumber=4&";
+const COMPLETE: &str = "?uploadId=";
+/// A single upload, or the copy that publishes a temporary object.
+const PUBLISH: &str = "PUT /bucket/prefix/main/wal/";
+
+#[test]
+fn a_kill_in_the_middle_of_an_upload_loses_nothing_and_shows_nothing_wrong() {
+    let files = default_files();
+    let (first, segment) = (files.segment(0), files.segment(1));
+    let small = files.bytes(segment).to_vec();
+    // Too large for one request.
+    let mut large = small.clone();
+    large[8192..].copy_from_slice(&incompressible((16 << 20) - 8192));
+    for (conditions, of_many_parts) in [
+        (Conditions::Enforced, &[CREATE, LAST_PART, COMPLETE][..]),
+        (Conditions::Ignored, &[CREATE, LAST_PART, COMPLETE, PUBLISH, "DELETE "]),
+    ] {
+        let mut cloud = Cloud::start(conditions);
+        cloud.archive.set_control(files);
+        for deadline in ["WALHOLD_WAL_PUSH_DEADLINE", "WALHOLD_WAL_FETCH_DEADLINE"] {
+            cloud.archive.set(deadline, "60s");
+        }
+        cloud.archive.push(first, files.bytes(first)).expect_success();
+        fs::remove_file(cloud.archive.path("data/pg_wal").join(first)).unwrap();
+        for fault in [Fault::HoldRequest, Fault::HoldAnswer] {
+            killed_at(&cloud, segment, &small, PUBLISH, fault);
+            for pattern in of_many_parts {
+                killed_at(&cloud, segment, &large, pattern, fault);
+            }
+        }
+    }
+}
+
+/// Bytes that zstd can't shrink.
+fn incompressible(length: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    };
+    std::iter::repeat_with(next).take(length).collect()
 }

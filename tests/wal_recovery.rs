@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 use support::archive::contents;
 use support::fault_proxy::{Fault, FaultProxy};
@@ -12,6 +13,7 @@ use support::postgres::installation::ServerUser;
 use support::postgres::{Cluster, StopMode, copy_tree};
 use support::program::{walhold, walhold_command};
 use support::stores::{ACCESS_KEY, BUCKET, Conditions, S3Server, SECRET_KEY};
+use support::tmpfs::Tmpfs;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Encryption {
@@ -281,5 +283,54 @@ fn a_store_that_fails_stops_recovery() {
     recovery.stops("wrong credentials", 211, "SignatureDoesNotMatch");
     variables[4].1 = SECRET_KEY;
     recovery.fetch_with(&variables, "%p");
+    recovery.completes();
+}
+
+#[test]
+fn a_pg_wal_that_is_full_or_cannot_be_written_stops_recovery() {
+    let mut recovery = Recovery::prepare(4, Encryption::Off);
+    let url = format!("file://{}", recovery.store().display());
+    recovery.fetch_with(&[("WALHOLD_REPOSITORY", &url)], "%p");
+    let pg_wal = recovery.copy.data_directory().join("pg_wal");
+    fs::set_permissions(&pg_wal, fs::Permissions::from_mode(0o500)).expect("close pg_wal");
+    recovery.stops("pg_wal not writable", 205, "create pg_wal/RECOVERYXLOG: Permission denied");
+    fs::set_permissions(&pg_wal, fs::Permissions::from_mode(0o700)).expect("open pg_wal");
+
+    let elsewhere = pg_wal.with_file_name("pg_wal.elsewhere");
+    fs::rename(&pg_wal, &elsewhere).expect("move pg_wal");
+    let used: usize = contents(&elsewhere).values().map(|bytes| bytes.len().next_multiple_of(4096)).sum();
+    // A segment has 1 MiB: half of one is free.
+    let disk = Tmpfs::mount(&pg_wal, &format!("{}k", used / 1024 + 512));
+    let copied = Command::new("cp").arg("-r").arg(elsewhere.join(".")).arg(&pg_wal).status();
+    assert!(copied.expect("run cp").success());
+    ServerUser::get().own(&pg_wal);
+    recovery.stops("pg_wal full", 206, "write pg_wal/RECOVERYXLOG: No space left on device");
+    disk.resize("100m");
+    recovery.completes();
+}
+
+#[test]
+fn another_cluster_s_segment_under_the_right_name_stops_recovery() {
+    let mut recovery = Recovery::prepare(4, Encryption::Off);
+    let stranger = Recovery::prepare(4, Encryption::Off);
+    let segments = recovery.segments();
+    let segment = &segments[segments.len() - 2];
+    let (object, strange) = (recovery.object(segment), stranger.object(segment));
+    let own = fs::read(&object).expect("read the object");
+    fs::copy(strange, &object).expect("replace it by the other cluster's");
+    let url = format!("file://{}", recovery.store().display());
+    recovery.fetch_with(&[("WALHOLD_REPOSITORY", &url)], "%p");
+    recovery.stops("another cluster's segment", 208, " belongs to another cluster: ");
+    fs::write(&object, own).expect("put its own back");
+    // Nor is it taken from a data directory that is another cluster's: there is nothing of it in this repository.
+    let control = recovery.copy.data_directory().join("global/pg_control");
+    let own = fs::read(&control).expect("read pg_control");
+    let others = stranger.copy.data_directory().join("global/pg_control");
+    fs::copy(others, &control).expect("replace pg_control");
+    let mut fetch = walhold_command();
+    fetch.current_dir(recovery.copy.data_directory()).env("WALHOLD_REPOSITORY", &url);
+    let run = support::archive::run(fetch.args(["wal-fetch", segment, "pg_wal/RECOVERYXLOG"]));
+    assert_eq!(run.status, Some(221), "{run:?}");
+    fs::write(&control, own).expect("put pg_control back");
     recovery.completes();
 }

@@ -142,7 +142,16 @@ impl CloudStore {
             CreateOnly::Enforced => PutMode::Create,
             CreateOnly::Suffixed => PutMode::Overwrite,
         };
+        let mut may_lie_there = false;
         retried("publish", path, patience, |deadline| {
+            // A store that refuses from the head alone may close the connection on the body, so that its answer is lost
+            // every time: an object that is there would be sent again and again until the deadline.
+            if may_lie_there
+                && create_only == CreateOnly::Enforced
+                && let Ok(Some(object)) = self.find_once(path, deadline)
+            {
+                return Ok(RawPublished::Exists(object));
+            }
             let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
             let put = self.objects().put_opts(&place, payload.clone(), options);
             match self.attempt(deadline, STALL, put) {
@@ -152,8 +161,14 @@ impl CloudStore {
                     }
                     Ok(RawPublished::Created)
                 }
-                Err(Fault::Store { error, .. }) if is_taken(&error) => self.taken(path, deadline),
-                Err(fault) => Err(classify(self.request("publish", path), fault)),
+                Err(Fault::Store { error, .. }) if is_taken(&error) => {
+                    may_lie_there = true;
+                    self.taken(path, deadline)
+                }
+                Err(fault) => {
+                    may_lie_there = may_be_taken(&fault);
+                    Err(classify(self.request("publish", path), fault))
+                }
             }
         })
     }
@@ -519,6 +534,14 @@ async fn upload_part(
 /// Whether a create-only request was refused because of what lies there.
 fn is_taken(error: &Error) -> bool {
     matches!(error, Error::AlreadyExists { .. } | Error::Precondition { .. } | Error::NotModified { .. })
+}
+
+/// Whether no answer came, or no more of one than that something lies there.
+fn may_be_taken(fault: &Fault) -> bool {
+    match fault {
+        Fault::Store { seen, .. } => matches!(seen.status, None | Some(409 | 412)),
+        Fault::Stalled(_) | Fault::OutOfTime => true,
+    }
 }
 
 fn md5_of(payload: &PutPayload) -> [u8; 16] {

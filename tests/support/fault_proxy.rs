@@ -29,6 +29,10 @@ pub enum Fault {
     FlipBit,
     /// The server does what it is asked, but its answer is lost: the connection is reset.
     LoseAnswer,
+    /// Half of the request's body reaches the server (nothing at all of a request without one), then nothing until the client is gone.
+    HoldRequest,
+    /// The server does what it is asked, but its answer does not come for as long as the client waits.
+    HoldAnswer,
 }
 
 /// The proxy; it stops when it is dropped.
@@ -42,6 +46,7 @@ struct Shared {
     rule: Mutex<Rule>,
     changed: Condvar,
     requests: AtomicUsize,
+    held: AtomicUsize,
     stopped: AtomicBool,
 }
 
@@ -64,6 +69,7 @@ impl FaultProxy {
             rule: Mutex::new(rule),
             changed: Condvar::new(),
             requests: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -96,6 +102,7 @@ impl FaultProxy {
         };
         self.shared.changed.notify_all();
         self.shared.requests.store(0, Ordering::SeqCst);
+        self.shared.held.store(0, Ordering::SeqCst);
         if fault == Fault::Refuse {
             // Wakes the listener, and waits until it is gone.
             while TcpStream::connect(self.addr).is_ok() {
@@ -111,6 +118,11 @@ impl FaultProxy {
     /// Requests since the last change.
     pub fn requests(&self) -> usize {
         self.shared.requests.load(Ordering::SeqCst)
+    }
+
+    /// Requests since the last change that [`Fault::HoldRequest`] or [`Fault::HoldAnswer`] has got where it holds them.
+    pub fn held(&self) -> usize {
+        self.shared.held.load(Ordering::SeqCst)
     }
 }
 
@@ -216,10 +228,8 @@ fn fill(from: &mut impl Read, held: &mut Vec<u8>) -> io::Result<bool> {
 }
 
 fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
-    let mut server = TcpStream::connect(shared.upstream)?;
     client.set_nodelay(true)?;
-    server.set_nodelay(true)?;
-    let (mut from_client, mut from_server) = (Vec::new(), Vec::new());
+    let mut from_client = Vec::new();
     while let Some(request) = Message::read(&mut client, &mut from_client, true)? {
         if shared.is_stopped() {
             break;
@@ -239,14 +249,26 @@ fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
             Fault::Delay(time) => std::thread::sleep(time),
             // A connection that was open before ends now.
             Fault::Refuse => break,
+            Fault::HoldRequest => {
+                let mut server = TcpStream::connect(shared.upstream)?;
+                if !request.body.is_empty() {
+                    let half = &request.body[..request.body.len() / 2];
+                    drop(server.write_all(&[request.head.as_slice(), half].concat()));
+                }
+                return hold(shared, &mut client, &mut from_client);
+            }
             _ => {}
         }
+        // A connection for each request: a server that answers from the head alone closes it, which the client must not see.
+        let (mut server, mut from_server) = (TcpStream::connect(shared.upstream)?, Vec::new());
+        server.set_nodelay(true)?;
         // In one write, and its failure is no end: a server may answer from the head alone and close.
         drop(server.write_all(&[request.head.as_slice(), &request.body].concat()));
         let has_body = !first_line.starts_with("HEAD ");
         let Some(mut response) = Message::read(&mut server, &mut from_server, has_body)? else { break };
         let half = response.body.len() / 2;
         match fault {
+            Fault::HoldAnswer => return hold(shared, &mut client, &mut from_client),
             Fault::HangMidBody => {
                 if half > 0 {
                     client.write_all(&response.head)?;
@@ -278,6 +300,13 @@ fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
         client.write_all(&response.head)?;
         client.write_all(&response.body)?;
     }
+    Ok(())
+}
+
+/// Says nothing until the client is gone.
+fn hold(shared: &Shared, client: &mut TcpStream, held: &mut Vec<u8>) -> io::Result<()> {
+    shared.held.fetch_add(1, Ordering::SeqCst);
+    while fill(client, held)? {}
     Ok(())
 }
 
