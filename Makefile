@@ -3,7 +3,7 @@
 # The newest stable toolchain that was tested; anything from Cargo.toml's rust-version on works.
 CARGO ?= cargo
 
-.PHONY: help demo build test lint doc bench bench-peers audit man prepare clean
+.PHONY: help demo build test soak lint doc bench bench-peers audit man prepare clean
 
 help:            ## Show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
@@ -17,6 +17,10 @@ build:           ## Build the release binary: target/release/walhold
 test: prepare    ## Run the whole suite against real PostgreSQL and real stores
 	tests/prepare.sh servers
 	$(CARGO) test --locked --no-fail-fast
+
+soak: prepare    ## An hour of random faults, kills and histories against everything: docs/testing.md
+	tests/prepare.sh servers
+	tests/soak.sh
 
 lint:            ## Formatting and clippy, warnings refused
 	$(CARGO) fmt --check

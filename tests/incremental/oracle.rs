@@ -6,23 +6,7 @@ use serde_json::Value;
 use crate::clone::assert_restores;
 use crate::site::Site;
 use crate::support::postgres::Cluster;
-
-struct Random(u64);
-
-impl Random {
-    /// Below `limit`: xorshift64*, which is enough to mix steps.
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % limit
-    }
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")))
-}
+use crate::support::random::{Random, number};
 
 /// One random change. Statements that cannot run in a transaction come alone.
 fn change(site: &mut Site, random: &mut Random, step: u64) {
@@ -57,11 +41,10 @@ fn change(site: &mut Site, random: &mut Random, step: u64) {
 
 fn run(major: u32, source: &str) {
     let seed = number("WALHOLD_ORACLE_SEED")
-        .unwrap_or_else(|| u64::from(std::process::id()) * 7919 + u64::from(major))
-        .max(1);
+        .unwrap_or_else(|| u64::from(std::process::id()) * 7919 + u64::from(major));
     let steps = number("WALHOLD_ORACLE_STEPS").unwrap_or(3);
     println!("WALHOLD_ORACLE_SEED={seed} (PostgreSQL {major}, {source})");
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut builder = Cluster::builder(major).checksums(true);
     if major >= 17 {
         builder = builder.setting("summarize_wal", "on");

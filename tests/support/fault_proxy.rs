@@ -1,10 +1,13 @@
-//! A store that misbehaves on demand: an HTTP proxy between a client and a real server.
+//! A store that misbehaves on demand or at random: an HTTP proxy between a client and a real server.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use super::random::Random;
 
 /// What goes wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,15 +28,41 @@ pub enum Fault {
     ResetMidBody,
     /// Half of the answer's body comes, then the connection is closed in good order.
     TruncateBody,
+    /// Half of the answer's body comes, and the head says that this is all.
+    ShortBody,
     /// One bit in the middle of the answer's body is flipped.
     FlipBit,
+    /// One bit in the middle of the request's body is flipped, which the server can tell by its checksum.
+    FlipBitOfRequest,
     /// The server does what it is asked, but its answer is lost: the connection is reset.
     LoseAnswer,
     /// Half of the request's body reaches the server (nothing at all of a request without one), then nothing until the client is gone.
     HoldRequest,
     /// The server does what it is asked, but its answer does not come for as long as the client waits.
     HoldAnswer,
+    /// The answer's body comes with so many bytes per second.
+    Bandwidth(u64),
+    /// The answer comes in pieces of so many bytes, each after a pause.
+    Drip(usize, Duration),
+    /// The request never reaches the server, and is answered with 200 and the description of an error.
+    OkWithError,
+    /// A listing is answered as it was up to [`STALENESS`] ago.
+    StaleListing,
+    /// The store finds that the client's clock is wrong.
+    ClockRefused,
+    /// The store's clock is wrong by so many seconds: its answers' dates say so.
+    ClockOff(i64),
 }
+
+impl Fault {
+    /// Its name without its numbers, to count it by.
+    pub fn name(self) -> String {
+        format!("{self:?}").split('(').next().unwrap_or_default().to_owned()
+    }
+}
+
+/// How old a stale listing may be.
+pub const STALENESS: Duration = Duration::from_secs(5);
 
 /// The proxy; it stops when it is dropped.
 pub struct FaultProxy {
@@ -48,6 +77,29 @@ struct Shared {
     requests: AtomicUsize,
     held: AtomicUsize,
     stopped: AtomicBool,
+    weather: Mutex<Weather>,
+    listings: Mutex<BTreeMap<String, (Instant, Message)>>,
+}
+
+/// What goes wrong at random while no rule says what.
+struct Weather {
+    random: Random,
+    /// Of 1,000 requests, so many meet a fault.
+    per_mille: u64,
+    faults: Vec<Fault>,
+    /// How often each was met.
+    met: BTreeMap<String, usize>,
+}
+
+impl Weather {
+    fn roll(&mut self) -> Fault {
+        if self.faults.is_empty() || self.random.below(1000) >= self.per_mille {
+            return Fault::None;
+        }
+        let fault = self.faults[self.random.below(self.faults.len() as u64) as usize];
+        *self.met.entry(fault.name()).or_default() += 1;
+        fault
+    }
 }
 
 struct Rule {
@@ -71,6 +123,13 @@ impl FaultProxy {
             requests: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
+            weather: Mutex::new(Weather {
+                random: Random::new(1),
+                per_mille: 0,
+                faults: Vec::new(),
+                met: BTreeMap::new(),
+            }),
+            listings: Mutex::new(BTreeMap::new()),
         });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || accept(&accepting, listener, addr));
@@ -115,6 +174,19 @@ impl FaultProxy {
         }
     }
 
+    /// From now on every request that no rule is for meets, `per_mille` times of 1,000, one of these.
+    pub fn set_weather(&self, seed: u64, per_mille: u64, faults: &[Fault]) {
+        let mut weather = self.shared.weather.lock().unwrap();
+        weather.random = Random::new(seed);
+        weather.per_mille = per_mille;
+        weather.faults = faults.to_vec();
+    }
+
+    /// How often each random fault was met so far.
+    pub fn weather_met(&self) -> BTreeMap<String, usize> {
+        self.shared.weather.lock().unwrap().met.clone()
+    }
+
     /// Requests since the last change.
     pub fn requests(&self) -> usize {
         self.shared.requests.load(Ordering::SeqCst)
@@ -146,8 +218,8 @@ impl Shared {
     fn fault_for(&self, first_line: &str) -> Fault {
         self.requests.fetch_add(1, Ordering::SeqCst);
         let mut rule = self.rule.lock().unwrap();
-        if rule.times == 0 || !first_line.contains(&rule.pattern) {
-            return Fault::None;
+        if rule.times == 0 || rule.fault == Fault::None || !first_line.contains(&rule.pattern) {
+            return self.weather.lock().unwrap().roll();
         }
         rule.times = if rule.times == usize::MAX { usize::MAX } else { rule.times - 1 };
         rule.fault
@@ -164,7 +236,7 @@ fn accept(shared: &Arc<Shared>, listener: TcpListener, addr: SocketAddr) {
             drop(shared.changed.wait_while(rule, refusing).unwrap());
             continue;
         }
-        let bound = listener.get_or_insert_with(|| TcpListener::bind(addr).unwrap());
+        let bound = listener.get_or_insert_with(|| bind_again(addr));
         let Ok((client, _)) = bound.accept() else { continue };
         if shared.is_stopped() || shared.is_refusing() {
             continue;
@@ -174,7 +246,20 @@ fn accept(shared: &Arc<Shared>, listener: TcpListener, addr: SocketAddr) {
     }
 }
 
+/// Somebody's connection may have got this port meanwhile, for a moment.
+fn bind_again(addr: SocketAddr) -> TcpListener {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(addr) {
+            Ok(listener) => return listener,
+            Err(error) => assert!(begun.elapsed() < Duration::from_secs(60), "listen on {addr}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// One message: its head with the empty line, and its body as it came.
+#[derive(Clone)]
 pub struct Message {
     pub head: Vec<u8>,
     pub body: Vec<u8>,
@@ -183,6 +268,17 @@ pub struct Message {
 impl Message {
     pub fn first_line(&self) -> String {
         String::from_utf8_lossy(&self.head).lines().next().unwrap_or_default().to_owned()
+    }
+
+    /// Replaces the value of a header that is there.
+    fn set_header(&mut self, name: &str, value: &str) {
+        let text = String::from_utf8_lossy(&self.head).into_owned();
+        let beginning = format!("{name}:");
+        let line = |line: &str| match line.to_ascii_lowercase().starts_with(&beginning) {
+            true => format!("{name}: {value}"),
+            false => line.to_owned(),
+        };
+        self.head = text.split("\r\n").map(line).collect::<Vec<_>>().join("\r\n").into_bytes();
     }
 
     /// Reads a message; `None` at the end of the connection.
@@ -230,25 +326,22 @@ fn fill(from: &mut impl Read, held: &mut Vec<u8>) -> io::Result<bool> {
 fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
     client.set_nodelay(true)?;
     let mut from_client = Vec::new();
-    while let Some(request) = Message::read(&mut client, &mut from_client, true)? {
+    while let Some(mut request) = Message::read(&mut client, &mut from_client, true)? {
         if shared.is_stopped() {
             break;
         }
         let first_line = request.first_line();
         let fault = shared.fault_for(&first_line);
+        // A connection that was open before ends now.
+        if fault == Fault::Refuse {
+            break;
+        }
+        if let Some(answer) = own_answer(fault, &first_line) {
+            client.write_all(answer.as_bytes())?;
+            continue;
+        }
         match fault {
-            Fault::Status(status) => {
-                client.write_all(answer(status, "").as_bytes())?;
-                continue;
-            }
-            Fault::StatusRetryAfter(status, seconds) => {
-                let header = format!("Retry-After: {seconds}\r\n");
-                client.write_all(answer(status, &header).as_bytes())?;
-                continue;
-            }
             Fault::Delay(time) => std::thread::sleep(time),
-            // A connection that was open before ends now.
-            Fault::Refuse => break,
             Fault::HoldRequest => {
                 let mut server = TcpStream::connect(shared.upstream)?;
                 if !request.body.is_empty() {
@@ -256,6 +349,10 @@ fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
                     drop(server.write_all(&[request.head.as_slice(), half].concat()));
                 }
                 return hold(shared, &mut client, &mut from_client);
+            }
+            Fault::FlipBitOfRequest if !request.body.is_empty() => {
+                let middle = request.body.len() / 2;
+                request.body[middle] ^= 0x10;
             }
             _ => {}
         }
@@ -266,39 +363,25 @@ fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
         drop(server.write_all(&[request.head.as_slice(), &request.body].concat()));
         let has_body = !first_line.starts_with("HEAD ");
         let Some(mut response) = Message::read(&mut server, &mut from_server, has_body)? else { break };
-        let half = response.body.len() / 2;
-        match fault {
-            Fault::HoldAnswer => return hold(shared, &mut client, &mut from_client),
-            Fault::HangMidBody => {
-                if half > 0 {
-                    client.write_all(&response.head)?;
-                    client.write_all(&response.body[..half])?;
-                }
-                // Until the client gives up.
-                while fill(&mut client, &mut from_client)? {}
-                break;
-            }
-            Fault::TruncateBody if half > 0 => {
+        if first_line.contains("list-type=") {
+            shared.listing(&first_line, fault, &mut response);
+        }
+        if fault == Fault::HoldAnswer {
+            return hold(shared, &mut client, &mut from_client);
+        }
+        if fault == Fault::HangMidBody {
+            let half = response.body.len() / 2;
+            if half > 0 {
                 client.write_all(&response.head)?;
                 client.write_all(&response.body[..half])?;
-                break;
             }
-            Fault::ResetMidBody | Fault::LoseAnswer => {
-                if fault == Fault::ResetMidBody && half > 0 {
-                    client.write_all(&response.head)?;
-                    client.write_all(&response.body[..half])?;
-                    // What was sent should arrive before the reset does.
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-                nix::sys::socket::setsockopt(&client, nix::sys::socket::sockopt::Linger, &linger)?;
-                break;
-            }
-            Fault::FlipBit if half > 0 => response.body[half] ^= 0x10,
-            _ => {}
+            // Until the client gives up.
+            while fill(&mut client, &mut from_client)? {}
+            break;
         }
-        client.write_all(&response.head)?;
-        client.write_all(&response.body)?;
+        if !pass_on(fault, response, &mut client)? {
+            break;
+        }
     }
     Ok(())
 }
@@ -310,15 +393,91 @@ fn hold(shared: &Shared, client: &mut TcpStream, held: &mut Vec<u8>) -> io::Resu
     Ok(())
 }
 
+impl Shared {
+    /// Remembers how a listing was, or answers with what is remembered.
+    fn listing(&self, first_line: &str, fault: Fault, response: &mut Message) {
+        let mut listings = self.listings.lock().unwrap();
+        let known = listings.get(first_line).filter(|(since, _)| since.elapsed() < STALENESS);
+        match known {
+            Some((_, earlier)) if fault == Fault::StaleListing => *response = earlier.clone(),
+            Some(_) => {}
+            None => drop(listings.insert(first_line.to_owned(), (Instant::now(), response.clone()))),
+        }
+    }
+}
+
+/// What the proxy says by itself.
+fn own_answer(fault: Fault, first_line: &str) -> Option<String> {
+    match fault {
+        Fault::Status(status) => Some(answer(status, "")),
+        Fault::StatusRetryAfter(status, seconds) => {
+            Some(answer(status, &format!("Retry-After: {seconds}\r\n")))
+        }
+        Fault::ClockRefused => Some(error_answer(403, "RequestTimeTooSkewed", "")),
+        // An answer to HEAD has no body to hold it.
+        Fault::OkWithError if !first_line.starts_with("HEAD ") => Some(answer(200, "")),
+        _ => None,
+    }
+}
+
+/// Whether the connection stays open.
+fn pass_on(fault: Fault, mut response: Message, client: &mut TcpStream) -> io::Result<bool> {
+    let half = response.body.len() / 2;
+    match fault {
+        Fault::TruncateBody if half > 0 => {
+            client.write_all(&response.head)?;
+            client.write_all(&response.body[..half])?;
+            return Ok(false);
+        }
+        Fault::ResetMidBody | Fault::LoseAnswer => {
+            if fault == Fault::ResetMidBody && half > 0 {
+                client.write_all(&response.head)?;
+                client.write_all(&response.body[..half])?;
+                // What was sent should arrive before the reset does.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+            nix::sys::socket::setsockopt(&*client, nix::sys::socket::sockopt::Linger, &linger)?;
+            return Ok(false);
+        }
+        Fault::ShortBody if half > 0 => {
+            response.set_header("content-length", &half.to_string());
+            response.body.truncate(half);
+        }
+        Fault::FlipBit if half > 0 => response.body[half] ^= 0x10,
+        Fault::ClockOff(seconds) => {
+            let now = jiff::Timestamp::now().checked_add(jiff::SignedDuration::from_secs(seconds));
+            let date = now.unwrap().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            response.set_header("date", &date);
+        }
+        _ => {}
+    }
+    let bytes = [response.head.as_slice(), &response.body].concat();
+    let (piece, pause) = match fault {
+        Fault::Bandwidth(per_second) => ((per_second / 20).max(1) as usize, Duration::from_millis(50)),
+        Fault::Drip(piece, pause) => (piece, pause),
+        _ => (bytes.len().max(1), Duration::ZERO),
+    };
+    for piece in bytes.chunks(piece) {
+        std::thread::sleep(pause);
+        client.write_all(piece)?;
+    }
+    Ok(true)
+}
+
 fn answer(status: u16, header: &str) -> String {
     let code = match status {
+        200 | 500 => "InternalError",
         403 => "AccessDenied",
         404 => "NoSuchKey",
         429 => "TooManyRequests",
-        500 => "InternalError",
         503 => "SlowDown",
         _ => "Injected",
     };
+    error_answer(status, code, header)
+}
+
+fn error_answer(status: u16, code: &str, header: &str) -> String {
     let body = format!("<Error><Code>{code}</Code><Message>Injected by the test.</Message></Error>");
     format!(
         "HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\n{header}Content-Length: {}\r\n\r\n{body}",

@@ -8,6 +8,7 @@ pub mod gcs_gateway;
 pub mod memory;
 pub mod postgres;
 pub mod program;
+pub mod random;
 pub mod site;
 pub mod stores;
 pub mod tls_proxy;

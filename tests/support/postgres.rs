@@ -402,6 +402,13 @@ impl Cluster {
             .unwrap_or_else(|e| panic!("connect to {database}: {e:?}\n{}", self.log_tail()))
     }
 
+    /// The same, if the server accepts it.
+    pub fn try_connect(&self, database: &str) -> Option<postgres::Client> {
+        let mut config = postgres::Config::new();
+        config.host_path(self.socket_directory()).port(self.port).user(SUPERUSER).dbname(database);
+        config.connect(postgres::NoTls).ok()
+    }
+
     /// Rows as text, NULL as an empty string, from database postgres.
     pub fn query(&self, sql: &str) -> Vec<Vec<String>> {
         self.query_in("postgres", sql)

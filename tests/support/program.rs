@@ -1,6 +1,7 @@
 //! The walhold binary under test, where the server's user can run it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -12,32 +13,36 @@ use super::postgres::installation::{self, ServerUser};
 /// A copy of the binary that every user can execute: the build directory may lie below a home directory that only
 /// its owner can enter.
 pub fn walhold() -> &'static Path {
-    static COPY: OnceLock<PathBuf> = OnceLock::new();
-    COPY.get_or_init(|| copy_of(Path::new(env!("CARGO_BIN_EXE_walhold"))))
+    static COPY: OnceLock<(PathBuf, File)> = OnceLock::new();
+    &COPY.get_or_init(|| copy_of(Path::new(env!("CARGO_BIN_EXE_walhold")))).0
 }
 
-fn copy_of(built: &Path) -> PathBuf {
+/// The copy, and the lock that says that this process uses it.
+fn copy_of(built: &Path) -> (PathBuf, File) {
     let facts = fs::metadata(built).unwrap_or_else(|e| panic!("{}: {e}", built.display()));
     let copies = installation::cache_directory().join("walhold");
     let version = format!("{}-{}.{:09}", facts.len(), facts.mtime(), facts.mtime_nsec());
     let copy = copies.join(&version).join("walhold");
-    if copy.exists() {
-        return copy;
-    }
     let _lock = installation::lock("walhold");
-    if copy.exists() {
-        return copy;
+    if !copy.exists() {
+        remove_old_copies(&copies);
+        installation::create_open_directory(copy.parent().expect("the copy lies in a directory"));
+        let part = copy.with_extension("part");
+        fs::copy(built, &part)
+            .unwrap_or_else(|e| panic!("copy {} to {}: {e}", built.display(), part.display()));
+        fs::set_permissions(&part, fs::Permissions::from_mode(0o755)).expect("make the copy executable");
+        fs::rename(&part, &copy).expect("publish the copy");
     }
-    remove_old_copies(&copies);
-    installation::create_open_directory(copy.parent().expect("the copy lies in a directory"));
-    let part = copy.with_extension("part");
-    fs::copy(built, &part).unwrap_or_else(|e| panic!("copy {} to {}: {e}", built.display(), part.display()));
-    fs::set_permissions(&part, fs::Permissions::from_mode(0o755)).expect("make the copy executable");
-    fs::rename(&part, &copy).expect("publish the copy");
-    copy
+    let used = use_of(&copy).expect("open the copy's lock");
+    used.lock_shared().expect("lock the copy");
+    (copy, used)
 }
 
-/// Binaries of earlier builds; an hour is longer than any test run that could still use one.
+fn use_of(copy: &Path) -> io::Result<File> {
+    File::options().create(true).append(true).open(copy.with_extension("used"))
+}
+
+/// Binaries of builds of an hour ago that no test run uses any more.
 fn remove_old_copies(copies: &Path) {
     let Ok(entries) = fs::read_dir(copies) else { return };
     for entry in entries.flatten() {
@@ -46,7 +51,8 @@ fn remove_old_copies(copies: &Path) {
             .and_then(|m| m.modified())
             .ok()
             .and_then(|t| SystemTime::now().duration_since(t).ok());
-        if age.is_some_and(|age| age > Duration::from_secs(3600)) {
+        let is_old = age.is_some_and(|age| age > Duration::from_secs(3600));
+        if is_old && use_of(&entry.path().join("walhold")).is_ok_and(|used| used.try_lock().is_ok()) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use futures_util::TryStreamExt;
 use s3s::auth::SimpleAuth;
 use s3s::dto::*;
 use s3s::service::S3ServiceBuilder;
-use s3s::{S3, S3Request, S3Response, S3Result};
+use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use walhold::repository::RepositorySettings;
 
@@ -113,6 +114,14 @@ struct ConditionalStore {
     one_at_a_time: tokio::sync::Mutex<()>,
 }
 
+/// The whole body, checked against its checksum: a server that answers before it has read everything and then closes the
+/// connection may take its answer back.
+async fn received(body: Option<StreamingBlob>) -> S3Result<Option<StreamingBlob>> {
+    let Some(body) = body else { return Ok(None) };
+    let pieces: Vec<bytes::Bytes> = body.try_collect().await.map_err(|_| s3_error!(BadDigest))?;
+    Ok(Some(StreamingBlob::from(s3s::Body::from(pieces.concat()))))
+}
+
 macro_rules! passed_on {
     ($($operation:ident: $input:ident => $output:ident;)*) => {
         #[async_trait::async_trait]
@@ -128,6 +137,7 @@ macro_rules! passed_on {
                 if self.conditions == Conditions::Ignored {
                     request.input.if_none_match = None;
                 }
+                request.input.body = received(request.input.body.take()).await?;
                 let _alone = self.one_at_a_time.lock().await;
                 self.files.put_object(request).await
             }
