@@ -146,7 +146,7 @@ fn number(page: &[u8], at: usize) -> usize {
 fn masked(page: &[u8], kind: Kind) -> Vec<u8> {
     let mut page = page.to_vec();
     let (lower, special) = (number(&page, 12), number(&page, 16));
-    if lower < 24 || lower > PAGE || special > PAGE || page.len() != PAGE {
+    if !(24..=PAGE).contains(&lower) || special > PAGE || page.len() != PAGE {
         return page;
     }
     // pd_flags: PD_HAS_FREE_LINES, PD_PAGE_FULL; pd_prune_xid.

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::chaos::kill_agent;
 use crate::processes;
-use crate::site::{FAULTS, Mode, Site, Tally};
+use crate::site::{Mode, Site, Tally, short_faults};
 use crate::support::postgres::{Cluster, PATIENCE, StopMode, query};
 use crate::support::random::Random;
 
@@ -64,7 +64,7 @@ fn restored(site: &mut Site, random: &mut Random, mode: Mode) -> Cluster {
     for attempt in 0..3 {
         match attempt {
             2 => site.calm(),
-            _ => site.proxy.set_weather(random.next(), 80, FAULTS),
+            _ => site.proxy.set_weather(random.next(), 80, &short_faults()),
         }
         data = site.primary.directory(&format!("copy{attempt}")).join("data");
         let place = data.display().to_string();
