@@ -38,6 +38,7 @@ fn summary() -> BackupSummary {
         file_count: u64::from(RANGES.div_ceil(RANGES_PER_FILE)),
         new_bytes: u64::from(RANGES) * u64::from(STORED),
         repository_bytes: u64::from(RANGES) * u64::from(STORED),
+        resumed: None,
         damaged_pages: 0,
         encrypted: true,
         changes_from: "full".to_owned(),

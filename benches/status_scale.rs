@@ -160,6 +160,7 @@ fn backup(step: u64) -> BackupSummary {
         file_count: 1000,
         new_bytes: 1 << 28,
         repository_bytes: 1 << 28,
+        resumed: None,
         damaged_pages: 0,
         encrypted: false,
         changes_from: "full".to_owned(),

@@ -9,6 +9,8 @@ mod bases;
 mod clone;
 #[path = "incremental/oracle.rs"]
 mod oracle;
+#[path = "incremental/resume.rs"]
+mod resume;
 #[path = "incremental/scenarios.rs"]
 mod scenarios;
 #[path = "backup/site.rs"]

@@ -6,6 +6,8 @@ mod support;
 mod clouds;
 #[path = "repository/conformance.rs"]
 mod conformance;
+#[path = "repository/deletion.rs"]
+mod deletion;
 #[path = "repository/directories.rs"]
 mod directories;
 #[path = "repository/faults.rs"]

@@ -22,7 +22,9 @@ use super::BackupError;
 use super::pack_writer::{PackFactory, PackWriter};
 use super::plan::{Queue, SourceFile};
 use super::relation_file::{PageRules, SuspectPage};
+use super::resume::StoredParts;
 use super::reuse::{Reuse, ReusePlan};
+use crate::codec::KeyRing;
 use crate::format::manifest::{FileEntry, FileRange, PackEntry};
 use crate::interrupt;
 use crate::progress::Progress;
@@ -38,6 +40,10 @@ pub struct CopyPlan<'a> {
     pub queue: &'a Queue,
     /// What a base spares, if there is one.
     pub reuse: Option<&'a ReusePlan<'a>>,
+    /// What attempts that ended early stored; empty if there is none.
+    pub resumed: &'a StoredParts,
+    /// What opens the packs of those.
+    pub keys: &'a KeyRing,
     /// How pages are checked; `None` where they carry no checksums.
     pub pages: Option<PageRules>,
     /// Makes packs.
@@ -83,6 +89,8 @@ pub(super) struct JobResult {
     pub(super) ranges: Vec<ReadRange>,
     /// What is kept; the pack is its index in the base.
     pub(super) kept: Vec<ReadRange>,
+    /// What an attempt that ended early has stored; the pack is its index in [`CopyPlan::resumed`].
+    pub(super) resumed: Vec<ReadRange>,
     pub(super) packs: Vec<PackEntry>,
     pub(super) suspects: Vec<(u32, SuspectPage)>,
     /// Whether this job copied `pg_control`.
@@ -93,12 +101,14 @@ pub(super) struct JobResult {
 pub struct Copied {
     /// In the order of the plan's files, without those that vanished.
     pub files: Vec<FileEntry>,
-    /// This backup's own, by number and without gaps, then those of the base that ranges point into.
+    /// This backup's own, by number and without gaps, then those of the base and of earlier attempts that ranges point into.
     pub packs: Vec<PackEntry>,
     /// How many of them are this backup's own.
     pub own_packs: usize,
     /// Stored bytes of all chunks that ranges point to.
     pub chunk_bytes: u64,
+    /// Stored bytes of those that lie in packs of attempts that ended early.
+    pub resumed_bytes: u64,
     /// Pages that did not fit their checksum: index into the plan's files, page.
     pub suspects: Vec<(u32, SuspectPage)>,
 }

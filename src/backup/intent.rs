@@ -23,6 +23,9 @@ pub struct Intent {
     pub id: BackupId,
     /// The backup whose packs it reuses.
     pub base: Option<BackupId>,
+    /// Attempts that ended early and whose packs it uses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resumes: Vec<BackupId>,
     /// The machine that makes it.
     pub host: String,
     /// The process there.
@@ -35,9 +38,9 @@ pub struct Intent {
 
 impl Intent {
     /// The intent of a backup that this process begins now.
-    pub fn new(id: BackupId, base: Option<BackupId>) -> Intent {
+    pub fn new(id: BackupId, base: Option<BackupId>, resumes: Vec<BackupId>) -> Intent {
         let now = jiff::Timestamp::now();
-        Intent { id, base, host: host_name(), pid: std::process::id(), started: now, alive: now }
+        Intent { id, base, resumes, host: host_name(), pid: std::process::id(), started: now, alive: now }
     }
 
     /// Publishes it. Something that lies there already belongs to another backup of the same second.
@@ -51,7 +54,8 @@ impl Intent {
     }
 }
 
-pub(super) fn host_name() -> String {
+/// This machine's name, for records.
+pub fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().to_owned()
 }

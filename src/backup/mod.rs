@@ -20,6 +20,7 @@ pub mod plan;
 pub mod publish;
 pub mod rate_limit;
 pub mod relation_file;
+pub mod resume;
 pub mod reuse;
 pub mod session;
 pub mod since;
@@ -33,8 +34,11 @@ use std::time::{Duration, Instant};
 pub use error::BackupError;
 
 use crate::codec::{KeyRing, Sealing};
-use crate::format::manifest::{BackupKind, BackupSummary, CatalogueEntry, Manifest, Root, Tablespace};
+use crate::format::manifest::{
+    BackupKind, BackupSummary, CatalogueEntry, Manifest, Resumed, Root, Tablespace,
+};
 use crate::format::{BackupId, ClusterName, keys};
+use crate::local::kill_point::kill_point;
 use crate::local::pgdata_walk::{self, CONTROL_FILE, FoundFile, PgdataWalk, modified_microseconds};
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::client::{ConnectionSettings, Session, StartCheckpoint, StoppedBackup};
@@ -47,10 +51,11 @@ use changes::{ChangeSource, Changes, ChangesFrom};
 use copy::{Copied, CopyPlan, Copying};
 use facts::ServerState;
 use intent::{Heartbeat, Intent};
-use pack_writer::{PACK_SIZE, PackFactory};
+use pack_writer::{PackFactory, pack_size};
 use plan::SourceFile;
 use rate_limit::RateLimit;
 use relation_file::PageRules;
+use resume::StoredParts;
 use reuse::{PageLayout, ReusePlan, bytes_to_read};
 use session::SessionWatch;
 
@@ -130,6 +135,13 @@ struct Reused {
     changes: Changes,
 }
 
+/// What need not be stored again.
+#[derive(Clone, Copy)]
+struct TakenOver<'a> {
+    reused: Option<&'a Reused>,
+    resumed: &'a StoredParts,
+}
+
 /// Takes a backup. Whatever fails before the manifest is published leaves nothing that is listed; closing the session
 /// makes the server end the backup.
 pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupError> {
@@ -140,17 +152,20 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
     record_identity(request, &state)?;
     let started = start(&mut session, request, &state)?;
     let base = choose_base(request, &state, &started)?;
-    let intent =
-        announce(request, started.segment, base.as_ref().map(|base| base.manifest.summary.id.clone()))?;
+    let resumed = find_attempts(request, &state, base.as_ref())?;
+    let intent = announce(request, started.segment, base.as_ref(), &resumed)?;
     let id = intent.id.clone();
     std::thread::scope(|scope| {
         let _alive = Heartbeat::start(scope, request.repository, request.cluster, intent);
-        let base = still_there(request, base)?;
+        let (base, resumed) = still_there(request, base, resumed)?;
         let reused = find_changes(&mut session, request, &state, &started, base)?;
-        let taken = copy_until_stopped(&mut session, request, &state, &started, &id, reused.as_ref())?;
+        let from = TakenOver { reused: reused.as_ref(), resumed: &resumed };
+        let taken = copy_until_stopped(&mut session, request, &state, &started, &id, from)?;
+        kill_point("backup: copied");
         let wal = session::wal_of(&state, &started.lsn, &taken.stopped)?;
         session::wait_for_wal(&mut session, request, &state, &wal)?;
-        let manifest = describe(request, &state, &started, &wal, id.clone(), taken, reused.as_ref())?;
+        kill_point("backup: before manifest");
+        let manifest = describe(request, &state, &started, &wal, id.clone(), taken, from)?;
         publish::publish_manifest(request, &manifest)?;
         Ok(BackupReport {
             summary: manifest.summary,
@@ -215,16 +230,45 @@ fn choose_base(
     Ok(base)
 }
 
-/// Asked after the intent that names the base was published: an expire that begins later keeps it, and one that began earlier
-/// has left a tombstone by now.
-fn still_there(request: &BackupRequest<'_>, base: Option<Base>) -> Result<Option<Base>, BackupError> {
-    let Some(base) = base else { return Ok(None) };
-    let id = &base.manifest.summary.id;
-    if tombstone::may_build_on(request.repository, request.cluster, id)? {
-        return Ok(Some(base));
+/// What attempts that ended early have stored already.
+fn find_attempts(
+    request: &BackupRequest<'_>,
+    state: &ServerState,
+    base: Option<&Base>,
+) -> Result<StoredParts, BackupError> {
+    match request.extent {
+        Extent::Full => Ok(StoredParts::default()),
+        Extent::Incremental(_) => resume::find(
+            request,
+            state.system_identifier(),
+            state.control.wal_segment_size,
+            base.map(|base| &base.manifest),
+        ),
     }
-    tracing::warn!("backup {id}, the base, is being expired meanwhile: everything is stored");
-    Ok(None)
+}
+
+/// Asked after the intent that names base and attempts was published: an expire that begins later keeps them, and one that began
+/// earlier has left a tombstone by now.
+fn still_there(
+    request: &BackupRequest<'_>,
+    base: Option<Base>,
+    resumed: StoredParts,
+) -> Result<(Option<Base>, StoredParts), BackupError> {
+    let tombstones = tombstone::list(request.repository, request.cluster)?;
+    let is_doomed = |base: &Base| {
+        let id = &base.manifest.summary.id;
+        let doomed = tombstones.iter().any(|(_, tombstone)| tombstone.names(id));
+        if doomed {
+            tracing::warn!("backup {id}, the base, is being expired meanwhile: everything is stored");
+        }
+        doomed
+    };
+    let resumed = resumed.without_doomed(&tombstones);
+    if !resumed.is_empty() {
+        let attempts: Vec<String> = resumed.attempts().iter().map(BackupId::to_string).collect();
+        tracing::info!("what the interrupted {} stored is not stored again", attempts.join(", "));
+    }
+    Ok((base.filter(|base| !is_doomed(base)), resumed))
 }
 
 /// Finds out what has changed since the base.
@@ -253,11 +297,14 @@ fn find_changes(
 fn announce(
     request: &BackupRequest<'_>,
     segment: WalSegmentName,
-    base: Option<BackupId>,
+    base: Option<&Base>,
+    resumed: &StoredParts,
 ) -> Result<Intent, BackupError> {
+    let base = base.map(|base| base.manifest.summary.id.clone());
     let mut attempts = 0;
     loop {
-        let intent = Intent::new(BackupId::new(jiff::Timestamp::now(), segment), base.clone());
+        let intent =
+            Intent::new(BackupId::new(jiff::Timestamp::now(), segment), base.clone(), resumed.attempts());
         match intent.announce(request.repository, request.cluster) {
             Ok(()) => return Ok(intent),
             Err(BackupError::Taken(_)) if attempts < 5 => attempts += 1,
@@ -275,8 +322,9 @@ fn copy_until_stopped(
     state: &ServerState,
     started: &Started,
     id: &BackupId,
-    reused: Option<&Reused>,
+    from: TakenOver<'_>,
 ) -> Result<Taken, BackupError> {
+    let reused = from.reused;
     let found = pgdata_walk::walk(&state.pgdata, &state.tablespace_directory())?;
     found.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let files = source_files(&found, state)?;
@@ -298,7 +346,7 @@ fn copy_until_stopped(
         wal_segment_size: state.control.wal_segment_size,
         sealing: &request.sealing,
         limit: limit.as_ref(),
-        pack_size: PACK_SIZE,
+        pack_size: pack_size(),
         next_number: AtomicU32::new(0),
     };
     let reuse_of = |index: usize| reuse.as_ref().and_then(|reuse| reuse.files.get(index));
@@ -310,6 +358,8 @@ fn copy_until_stopped(
         files: &files,
         queue: &queue,
         reuse: reuse.as_ref(),
+        resumed: from.resumed,
+        keys: request.keys,
         pages: page_rules(state, started.lsn),
         packs: &packs,
         jobs: request.jobs,
@@ -390,6 +440,12 @@ fn damaged_pages(copied: &Copied, files: &[SourceFile], stop_lsn: Lsn) -> Vec<(S
     damaged
 }
 
+fn resumed_of(copied: &Copied, from: TakenOver<'_>) -> Option<Resumed> {
+    let mut attempts = from.resumed.attempts();
+    attempts.retain(|attempt| copied.packs.iter().any(|pack| pack.backup == *attempt));
+    (copied.resumed_bytes > 0).then_some(Resumed { attempts, bytes: copied.resumed_bytes })
+}
+
 fn describe(
     request: &BackupRequest<'_>,
     state: &ServerState,
@@ -397,8 +453,9 @@ fn describe(
     wal: &session::BackupWal,
     id: BackupId,
     taken: Taken,
-    reused: Option<&Reused>,
+    from: TakenOver<'_>,
 ) -> Result<Manifest, BackupError> {
+    let reused = from.reused;
     let label = BackupLabel::parse(&taken.stopped.label).map_err(|error| BackupError::Unusable {
         what: "read what pg_backup_stop returned".to_owned(),
         problem: error.to_string(),
@@ -425,6 +482,7 @@ fn describe(
         file_count: copied.files.len() as u64,
         new_bytes: copied.packs.iter().take(copied.own_packs).map(|pack| pack.stored_length).sum(),
         repository_bytes: copied.chunk_bytes,
+        resumed: resumed_of(&copied, from),
         damaged_pages: taken.damaged.len() as u64,
         encrypted: request.sealing.key.is_some(),
         changes_from: reused.map_or("full", |reused| reused.source.word()).to_owned(),

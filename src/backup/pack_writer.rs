@@ -10,14 +10,22 @@ use super::BackupError;
 use super::rate_limit::{Limited, RateLimit};
 use crate::codec::Sealing;
 use crate::codec::encode::{ChunkLocation, ObjectWriter};
+use crate::format::digest::ShortDigest;
 use crate::format::envelope::{MAX_CHUNK_SIZE, ObjectFacts, ObjectKind};
 use crate::format::manifest::PackEntry;
+use crate::format::pack_contents::ContentsWriter;
 use crate::format::{BackupId, ClusterName, ObjectKey, keys};
+use crate::local::kill_point::{kill_point, test_number};
 use crate::pg::{SystemIdentifier, WalSegmentSize};
 use crate::repository::{Naming, Publication, Published, Repository};
 
 /// Stored bytes after which a pack is finished.
 pub const PACK_SIZE: u64 = 64 << 20;
+
+/// [`PACK_SIZE`], unless a test wants smaller ones.
+pub fn pack_size() -> u64 {
+    test_number("WALHOLD_TEST_PACK_SIZE").unwrap_or(PACK_SIZE)
+}
 
 /// What all packs of a backup have in common.
 pub struct PackFactory<'a> {
@@ -47,6 +55,7 @@ struct OpenPack<'a> {
     key: ObjectKey,
     entry: PackEntry,
     writer: ObjectWriter<Sink<'a>>,
+    contents: ContentsWriter,
 }
 
 /// Where a chunk lies.
@@ -73,13 +82,18 @@ impl<'scope, 'env> PackWriter<'scope, 'env> {
         PackWriter { factory, scope, open: None, finishing: None, finished: Vec::new() }
     }
 
-    /// Compresses, seals and appends one chunk.
-    pub fn write_chunk(&mut self, plaintext: &[u8]) -> Result<StoredChunk, BackupError> {
+    /// Compresses, seals and appends one chunk, which is made of `parts`: their lengths and digests, in order.
+    pub fn write_chunk(
+        &mut self,
+        plaintext: &[u8],
+        parts: &[(u32, ShortDigest)],
+    ) -> Result<StoredChunk, BackupError> {
         let mut open = match self.open.take() {
             Some(open) => open,
             None => self.factory.open()?,
         };
         let location = open.writer.write_chunk(plaintext)?;
+        open.contents.add_chunk(parts);
         let chunk = StoredChunk { pack: open.entry.number, location };
         if open.writer.stored_length() >= self.factory.pack_size {
             self.finish_behind(open)?;
@@ -137,15 +151,18 @@ impl<'a> PackFactory<'a> {
             key_id,
             salt,
         };
-        Ok(OpenPack { key, entry, writer })
+        Ok(OpenPack { key, entry, writer, contents: ContentsWriter::default() })
     }
 }
 
 impl OpenPack<'_> {
     fn finish(self) -> Result<PackEntry, BackupError> {
-        let (encoded, sink) = self.writer.finish(b"")?;
+        let (encoded, sink) = self.writer.finish(&self.contents.finish())?;
         match sink.sink.finish(&encoded.digest)? {
-            Published::Created => Ok(PackEntry { stored_length: encoded.stored_length, ..self.entry }),
+            Published::Created => {
+                kill_point("backup: pack stored");
+                Ok(PackEntry { stored_length: encoded.stored_length, ..self.entry })
+            }
             Published::Exists(_) => Err(BackupError::Taken(self.key.to_string())),
         }
     }

@@ -93,7 +93,8 @@ impl Tombstone {
         self.backups.contains(id) || self.attempts.contains(id)
     }
 
-    fn dooms(&self, pack: &PackEntry) -> bool {
+    /// Whether this pack is about to go.
+    pub fn dooms(&self, pack: &PackEntry) -> bool {
         self.packs.get(&pack.backup).is_some_and(|numbers| numbers.contains(&pack.number))
     }
 }
@@ -124,16 +125,6 @@ pub fn list(
         tombstones.push((object, tombstone));
     }
     Ok(tombstones)
-}
-
-/// Whether a backup, or a dead attempt at one, may be built on. To be asked after the intent that names it was published:
-/// an expire that began later sees that intent and keeps it.
-pub fn may_build_on(
-    repository: &Repository,
-    cluster: &ClusterName,
-    base: &BackupId,
-) -> Result<bool, BackupError> {
-    Ok(!list(repository, cluster)?.iter().any(|(_, tombstone)| tombstone.names(base)))
 }
 
 /// The last thing before a manifest is published: nothing that it points to may be about to be deleted.

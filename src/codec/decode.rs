@@ -9,8 +9,7 @@ use std::thread::available_parallelism;
 use crate::error::Explain;
 use crate::exit_status::Cause;
 use crate::format::envelope::{
-    CHUNK_PREFIX_SIZE, ChunkLengths, ChunkPrefix, FOOTER_SIZE, FRAME_HEADER_SIZE, Footer, Frame, Header,
-    ObjectFacts,
+    CHUNK_PREFIX_SIZE, ChunkLengths, ChunkPrefix, FOOTER_SIZE, FRAME_HEADER_SIZE, Frame, Header, ObjectFacts,
 };
 use crate::format::{Digest, ObjectKey};
 
@@ -18,6 +17,8 @@ use super::crew::{Crew, CrewError, Worker};
 use super::encode::SinkError;
 use super::open::{OpenPlan, PartOpener, codec_failed, damaged, refuse, split_chunk, split_end};
 use super::stored_stream::{Piece, StoredStream, StreamError};
+use super::tail::cut_off;
+pub use super::tail::{ObjectTail, StoredLayout, read_tail};
 use super::tree_hash::{Subtree, TreeDigest};
 use super::{Compression, KeyId, KeyRing};
 
@@ -92,77 +93,6 @@ pub struct Expected<'a> {
     pub facts: &'a ObjectFacts,
     /// The key that it was stored under; encryption authenticates it.
     pub key: &'a ObjectKey,
-}
-
-/// An object's end, read and checked: what it holds, without its chunks.
-#[derive(Clone, Debug)]
-pub struct ObjectTail {
-    /// What the object says it is.
-    pub facts: ObjectFacts,
-    /// BLAKE3 of the plaintext.
-    pub digest: Digest,
-    /// Bytes of plaintext.
-    pub plaintext_length: u64,
-    /// Bytes as stored.
-    pub stored_length: u64,
-    /// The key that it is encrypted with.
-    pub key_id: Option<KeyId>,
-    /// What the writer put into the index (a WAL index, a manifest's summary); may be empty.
-    pub index: Vec<u8>,
-}
-
-/// Bytes of an object's end that are read at first: they hold most indexes.
-const TAIL_READ_SIZE: u64 = 64 << 10;
-
-/// Reads header, index and footer of an object with at most three small range reads (one for objects below 64 KiB).
-///
-/// The header is the copy that lies in the index frame; the chunks, and the header in front of them, are not read.
-pub fn read_tail(
-    source: &dyn ObjectSource,
-    expected: &Expected<'_>,
-    keys: &KeyRing,
-) -> Result<ObjectTail, DecodeError> {
-    let stored_length = source.stored_length();
-    let tail_length = stored_length.min(TAIL_READ_SIZE);
-    let tail_offset = stored_length - tail_length;
-    let read = |offset, length| -> Result<Vec<u8>, DecodeError> {
-        let bytes = source.read_range(offset, length).map_err(DecodeError::Source)?;
-        if bytes.len() == length { Ok(bytes) } else { Err(damaged(expected.key, "it is cut off")) }
-    };
-    let mut tail = read(tail_offset, tail_length as usize)?;
-    let footer =
-        tail.last_chunk::<FOOTER_SIZE>().ok_or_else(|| damaged(expected.key, cut_off(stored_length)))?;
-    let footer = Footer::parse(footer, stored_length).map_err(|error| refuse(expected.key, error))?;
-    let end = match footer.index_offset.checked_sub(tail_offset) {
-        Some(begin) => tail.split_off(begin as usize),
-        None => {
-            // The footer's lengths were checked: this is the whole end, and bounded.
-            let missing = read(footer.index_offset, (tail_offset - footer.index_offset) as usize)?;
-            [missing, std::mem::take(&mut tail)].concat()
-        }
-    };
-    let (index_frame, footer) =
-        split_end(&end, stored_length).map_err(|error| refuse(expected.key, error))?;
-    let header = index_frame.get(FRAME_HEADER_SIZE..FRAME_HEADER_SIZE + footer.header_length as usize);
-    let header = header.ok_or_else(|| damaged(expected.key, "the index is cut off"))?;
-    let plan = OpenPlan::new(header, expected, keys)?;
-    if tail_offset == 0 && !tail.starts_with(header) {
-        return Err(damaged(expected.key, "its two headers differ"));
-    }
-    let mut opener = PartOpener::new(&plan, expected.key)?;
-    let end = opener.open_end(index_frame, &footer).map_err(|error| refuse(expected.key, error))?;
-    Ok(ObjectTail {
-        facts: plan.header.facts,
-        digest: end.digest,
-        plaintext_length: end.plaintext_length,
-        stored_length,
-        key_id: plan.header.key_id,
-        index: end.content,
-    })
-}
-
-fn cut_off(stored_length: u64) -> &'static str {
-    if stored_length == 0 { "it is empty" } else { "it is cut off" }
 }
 
 /// Decodes a whole object, chunks in parallel, into `deliver`, in order. The stored bytes are read once, from
@@ -427,6 +357,12 @@ impl Delivery<'_> {
             stored_length,
             key_id: self.plan.header.key_id,
             index: end.content,
+            layout: StoredLayout {
+                compression: self.plan.header.compression,
+                salt: self.plan.header.salt,
+                header_length: u64::from(footer.header_length),
+                chunks: end.chunks,
+            },
         })
     }
 }

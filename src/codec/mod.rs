@@ -13,6 +13,7 @@ mod golden;
 mod open;
 mod seal;
 mod stored_stream;
+mod tail;
 mod tree_hash;
 
 pub use compress::Compression;

@@ -18,7 +18,8 @@ use crate::config::schema::Kind;
 use crate::config::value::Value;
 use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
-use crate::format::manifest::BackupKind;
+use crate::format::BackupId;
+use crate::format::manifest::{BackupKind, Resumed};
 use crate::output::{self, human_duration, human_size};
 use crate::pg::client::StartCheckpoint;
 use crate::repository::{Patience, Repository};
@@ -127,11 +128,12 @@ fn line(report: &BackupReport) -> String {
     let reused = match summary.kind {
         BackupKind::Full => String::new(),
         BackupKind::Incremental => {
-            format!(", {} reused", human_size(summary.repository_bytes.saturating_sub(summary.new_bytes)))
+            format!(", {} reused", human_size(summary.reused_bytes()))
         }
     };
+    let resumed = summary.resumed.as_ref().map_or(String::new(), resumed);
     format!(
-        "{} backup {}: {} in {} files, {} stored{}, WAL {} to {} on timeline {}, {}",
+        "{} backup {}: {} in {} files, {} stored{}{resumed}, WAL {} to {} on timeline {}, {}",
         kind_word(summary.kind),
         summary.id,
         human_size(summary.cluster_bytes),
@@ -143,6 +145,13 @@ fn line(report: &BackupReport) -> String {
         summary.stop_timeline.get(),
         human_duration(report.elapsed),
     )
+}
+
+/// What attempts that ended early have spared.
+fn resumed(resumed: &Resumed) -> String {
+    let attempts: Vec<&str> = resumed.attempts.iter().map(BackupId::as_str).collect();
+    let attempts = attempts.join(", ");
+    format!(", resumed: {} reused from the attempt of {attempts}", human_size(resumed.bytes))
 }
 
 fn fail_if_damaged(report: &BackupReport) -> Result<Outcome, Failure> {

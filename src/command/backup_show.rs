@@ -13,6 +13,7 @@ use crate::backup::list::{BackupName, Catalogue};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
+use crate::format::BackupId;
 use crate::format::manifest::{BackupSummary, FileEntry, Manifest, Root, ServerFacts, Tablespace};
 use crate::output::{self, human_size, moment};
 use crate::pg::PgTimestamp;
@@ -111,7 +112,7 @@ fn shown(manifest: &Manifest, permanent: bool, with_files: bool) -> Shown<'_> {
         databases: databases.collect(),
         pack_count: manifest.packs.len(),
         range_count: manifest.files.iter().map(|file| file.ranges.len()).sum(),
-        reused_bytes: manifest.summary.repository_bytes.saturating_sub(manifest.summary.new_bytes),
+        reused_bytes: manifest.summary.reused_bytes(),
         files: with_files.then(|| manifest.files.iter().map(shown_file).collect()),
     }
 }
@@ -154,6 +155,10 @@ fn text(shown: &Shown<'_>) -> String {
     line("cluster size", format!("{} in {} files", human_size(summary.cluster_bytes), summary.file_count));
     line("stored anew", human_size(summary.new_bytes));
     line("reused", format!("{} of earlier backups", human_size(shown.reused_bytes)));
+    if let Some(resumed) = &summary.resumed {
+        let attempts: Vec<&str> = resumed.attempts.iter().map(BackupId::as_str).collect();
+        line("resumed", format!("{} of the attempt of {}", human_size(resumed.bytes), attempts.join(", ")));
+    }
     line("packs", shown.pack_count.to_string());
     line("changes from", changes_from(&summary.changes_from).to_owned());
     line(

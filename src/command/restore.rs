@@ -118,7 +118,7 @@ pub fn run(args: RestoreArgs, config: &Config) -> Result<Outcome, Failure> {
     if show_only {
         return Ok(Outcome::Done);
     }
-    let restored = restore(&plan, &repository, &keys, config.jobs)?;
+    let restored = restore(&plan, &repository, &config.cluster, &keys, config.jobs)?;
     if json {
         output::print_json(&serde_json::json!({ "plan": plan.to_json(), "restored": restored }))?;
     } else {

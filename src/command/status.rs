@@ -13,6 +13,7 @@ use crate::output;
 use crate::repository::{Patience, Repository};
 use crate::retention::inventory::{Depth, Inventory};
 use crate::status::{StatusReport, render};
+use crate::verify::record;
 
 /// Say which moments can be recovered, how old the last backup and the last commit are, and what is wrong
 #[derive(Debug, clap::Args)]
@@ -26,8 +27,14 @@ pub struct StatusArgs {
 pub fn run(args: StatusArgs, config: &Config) -> Result<Outcome, Failure> {
     let keys = config.key_ring()?;
     let repository = Repository::open(&config.repository, Patience::PerRequest(PATIENCE))?;
-    let inventory = Inventory::take(&repository, &config.cluster, &keys, Depth::Summaries)?;
-    let report = StatusReport::of(&inventory, config)?;
+    let (inventory, verified) = std::thread::scope(|scope| {
+        let verified = scope.spawn(|| record::newest(&repository, &config.cluster));
+        let inventory = Inventory::take(&repository, &config.cluster, &keys, Depth::Summaries);
+        let lost = || Err(Failure::new(Cause::Internal, "a thread ended unexpectedly"));
+        (inventory, verified.join().unwrap_or_else(|_| lost()))
+    });
+    let inventory = inventory?;
+    let report = StatusReport::of(&inventory, verified?, config)?;
     if args.json {
         output::print_json(&report)?;
     } else {

@@ -10,6 +10,7 @@
 //! <cluster>/packs/<backup-id>/<number>
 //! <cluster>/expire/<time>
 //! <cluster>/verify/<time>
+//! <cluster>/leases/<backup-id>/<time>
 //! <cluster>/marks/<backup-id>/<time>-permanent | <time>-impermanent
 //! ```
 
@@ -193,6 +194,16 @@ pub fn verifications(cluster: &ClusterName) -> String {
 /// What one verify found.
 pub fn verification(cluster: &ClusterName, at: jiff::Timestamp) -> ObjectKey {
     ObjectKey(format!("{cluster}/verify/{}", at.strftime("%Y%m%dT%H%M%S.%6fZ")))
+}
+
+/// The folder of what restores read.
+pub fn leases(cluster: &ClusterName) -> String {
+    format!("{cluster}/leases")
+}
+
+/// That a restore reads a backup.
+pub fn lease(cluster: &ClusterName, id: &BackupId, at: jiff::Timestamp) -> ObjectKey {
+    ObjectKey(format!("{cluster}/leases/{id}/{}", at.strftime("%Y%m%dT%H%M%S.%6fZ")))
 }
 
 /// One mark on a backup; the newest one counts.

@@ -83,6 +83,9 @@ pub struct BackupSummary {
     pub new_bytes: u64,
     /// Stored bytes of all packs' chunks that it points to.
     pub repository_bytes: u64,
+    /// What it took over from attempts that ended early; `None` if nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<Resumed>,
     /// Pages whose checksum did not fit and were not in motion.
     pub damaged_pages: u64,
     /// Whether its objects are encrypted.
@@ -93,6 +96,15 @@ pub struct BackupSummary {
     pub time_zone: String,
     /// Of this walhold.
     pub walhold_version: String,
+}
+
+/// What a backup took over from attempts that ended early.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Resumed {
+    /// The attempts.
+    pub attempts: Vec<BackupId>,
+    /// Stored bytes of the chunks in their packs that it points to.
+    pub bytes: u64,
 }
 
 /// Whether a backup reads everything.
@@ -299,6 +311,12 @@ impl Manifest {
 }
 
 impl BackupSummary {
+    /// Stored bytes of earlier complete backups' packs that it uses. Ends of objects, and what is stored and not pointed to, count as its own.
+    pub fn reused_bytes(&self) -> u64 {
+        let resumed = self.resumed.as_ref().map_or(0, |resumed| resumed.bytes);
+        self.repository_bytes.saturating_sub(self.new_bytes).saturating_sub(resumed)
+    }
+
     /// As it stands in the object's index area.
     pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(self)

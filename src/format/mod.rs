@@ -8,6 +8,7 @@ pub mod envelope;
 pub mod keys;
 pub mod manifest;
 pub mod marker;
+pub mod pack_contents;
 pub mod wal_index;
 
 pub use backup_id::BackupId;

@@ -18,3 +18,16 @@ pub fn kill_point(place: &str) {
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn kill_point(_place: &str) {}
+
+/// A number that a test wants instead of the usual one.
+#[cfg(debug_assertions)]
+pub fn test_number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// Nothing.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn test_number(_variable: &str) -> Option<u64> {
+    None
+}

@@ -8,12 +8,13 @@
 //! [`super::Repository::prove_present`] decides what it means.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use object_store::list::PaginatedListOptions;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ListResult, ObjectMeta, ObjectStore, ObjectStoreExt};
@@ -42,6 +43,8 @@ pub(super) struct CloudShared {
     pub(super) url: String,
     prefix: String,
     runtime: Runtime,
+    /// Set when the store did not understand a list of objects to delete.
+    refuses_lists: AtomicBool,
 }
 
 /// A runtime, and the thread that drives it until the last clone is dropped.
@@ -66,7 +69,15 @@ impl Runtime {
 impl CloudStore {
     pub(super) fn new(client: Client, prefix: String, url: &str) -> std::io::Result<CloudStore> {
         let runtime = Runtime::start()?;
-        Ok(CloudStore { shared: Arc::new(CloudShared { client, url: url.to_owned(), prefix, runtime }) })
+        Ok(CloudStore {
+            shared: Arc::new(CloudShared {
+                client,
+                url: url.to_owned(),
+                prefix,
+                runtime,
+                refuses_lists: AtomicBool::new(false),
+            }),
+        })
     }
 
     pub(super) fn runtime(&self) -> &tokio::runtime::Handle {
@@ -323,6 +334,27 @@ impl CloudStore {
     pub(super) fn delete(&self, path: &str, patience: Patience) -> Result<(), RepositoryError> {
         let place = self.place("delete", path)?;
         self.ask("delete", path, patience, || self.objects().delete(&place)).map(|_| ())
+    }
+
+    /// Removes objects with one request, if the store takes lists; those that are gone for certain. Tried once: whatever is
+    /// left is asked for alone.
+    pub(super) fn delete_list(&self, paths: &[&str]) -> HashSet<String> {
+        let refused = &self.shared.refuses_lists;
+        if paths.len() < 2 || refused.load(Ordering::Relaxed) {
+            return HashSet::new();
+        }
+        let Some(client) = self.shared.client.deleting_lists() else { return HashSet::new() };
+        let places: object_store::Result<Vec<Path>> =
+            paths.iter().map(|path| Ok(Path::parse(self.full(path))?)).collect();
+        let Ok(places) = places else { return HashSet::new() };
+        let list = futures_util::stream::iter(places.into_iter().map(Ok)).boxed();
+        let answers = async { Ok(client.delete_stream(list).collect::<Vec<_>>().await) };
+        let deadline = Instant::now() + STALL_OF_COPY;
+        let Ok((answers, _)) = self.attempt(deadline, STALL_OF_COPY, answers) else { return HashSet::new() };
+        // One answer for many is the request's, not an object's: some stores know no lists.
+        let is_one_failure = matches!(answers.as_slice(), [Err(_)]);
+        refused.store(is_one_failure, Ordering::Relaxed);
+        answers.into_iter().flatten().filter_map(|place| self.relative(&place)).collect()
     }
 
     /// A path as this repository knows it.

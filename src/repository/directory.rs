@@ -226,6 +226,18 @@ impl DirectoryStore {
         self.absence_needs_a_repository(deleted == Deleted::Before)
     }
 
+    /// The error for a folder whose names could not be made durable.
+    pub(super) fn sync_failed(&self, folder: &Path, error: &io::Error) -> RepositoryError {
+        let path = folder.strip_prefix(&self.shared.root).unwrap_or(folder).display().to_string();
+        RepositoryError::Unreachable {
+            verb: "delete in",
+            key: path,
+            problem: crate::error::system_words(error),
+            attempts: 1,
+            elapsed: std::time::Duration::ZERO,
+        }
+    }
+
     /// Removes a folder if it is empty. One that stays does no harm.
     pub(super) fn remove_empty_folder(&self, folder: &str) {
         if let (false, Ok(place)) = (folder.is_empty(), self.place("delete", folder)) {
@@ -276,13 +288,29 @@ impl DirectoryStore {
         let missing = folder.ancestors().take_while(|folder| !folder.exists()).collect::<Vec<_>>();
         for folder in missing.into_iter().rev() {
             match fs::DirBuilder::new().mode(DIRECTORY_MODE).create(folder) {
-                Ok(()) => self.sync_parent(folder),
+                Ok(()) => {
+                    if let Some((uid, gid)) = self.heir() {
+                        let _ = std::os::unix::fs::lchown(folder, Some(uid), Some(gid));
+                    }
+                    self.sync_parent(folder)
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 Err(error) => Err(error),
             }
             .map_err(|error| classify("publish", path, &error))?;
         }
         Ok(())
+    }
+
+    /// Whom new objects are given to, if not to who makes them: where root works in somebody's repository (a restore, a mark), its owner
+    /// must be able to read and delete them, or its next listing fails.
+    pub(super) fn heir(&self) -> Option<(u32, u32)> {
+        use std::os::unix::fs::MetadataExt;
+        if !nix::unistd::geteuid().is_root() {
+            return None;
+        }
+        let owner = fs::metadata(&self.shared.root).ok()?;
+        (owner.uid() != 0).then(|| (owner.uid(), owner.gid()))
     }
 
     /// Makes the name of a new folder durable.

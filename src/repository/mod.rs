@@ -13,6 +13,7 @@ mod cloud;
 mod cloud_error;
 mod cloud_publish;
 mod connect;
+mod delete;
 mod directory;
 mod directory_publish;
 mod error;
@@ -31,6 +32,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use delete::Deletion;
 pub use error::RepositoryError;
 pub use init::{InitReport, init};
 pub use publish::Publication;
@@ -263,6 +265,16 @@ impl Repository {
     /// Removes a folder that holds nothing any more, where folders are things of their own; a folder that is not empty stays.
     pub fn remove_empty_folder(&self, folder: &str) {
         self.shared.store.remove_empty_folder(folder);
+    }
+
+    /// Deletes these objects, in lists where the store takes them; of each whether it is gone, in order. `go_on` sees each result as it
+    /// comes, and is asked before each request (with `None`): once it says no, nothing new is begun. One object that will not go stops no other.
+    pub fn delete_all(
+        &self,
+        objects: &[&StoredObject],
+        go_on: &(dyn Fn(Option<&Result<(), RepositoryError>>) -> bool + Sync),
+    ) -> Vec<Deletion> {
+        delete::delete_all(self, objects, go_on)
     }
 
     /// Deletes one object; success if it is already gone. Only `expire` and cleaning up after oneself call this.

@@ -5,7 +5,7 @@
 //! off (ours know the deadline), and S3 checksums every upload.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3CopyIfNotExists};
@@ -26,6 +26,13 @@ pub(super) struct Client {
     pub(super) objects: Arc<dyn ObjectStore>,
     pub(super) uploads: Arc<dyn MultipartStore>,
     pub(super) listing: Arc<dyn PaginatedListStore>,
+    lists: Option<Arc<Lists>>,
+}
+
+/// A client that deletes in lists: made when there is something to delete, because few commands do.
+struct Lists {
+    builder: AmazonS3Builder,
+    client: OnceLock<Option<Arc<dyn ObjectStore>>>,
 }
 
 impl Client {
@@ -38,7 +45,18 @@ impl Client {
             objects: Arc::new(store.clone()),
             uploads: Arc::new(store.clone()),
             listing: Arc::new(store),
+            lists: None,
         }
+    }
+
+    /// A client whose `delete_stream` sends lists of objects; `None` where there are no lists.
+    pub(super) fn deleting_lists(&self) -> Option<Arc<dyn ObjectStore>> {
+        let lists = self.lists.as_ref()?;
+        let make = || {
+            let builder = lists.builder.clone().with_disable_bulk_delete(false);
+            builder.build().ok().map(|store| Arc::new(store) as Arc<dyn ObjectStore>)
+        };
+        lists.client.get_or_init(make).clone()
     }
 }
 
@@ -61,13 +79,17 @@ fn no_retries() -> RetryConfig {
 
 fn s3(bucket: &str, options: &BTreeMap<String, String>) -> Result<Client, String> {
     let options = parsed::<AmazonS3ConfigKey>("S3", options)?;
+    // An operator who names it knows better than a probe.
+    let wants_lists = !options.iter().any(|(key, value)| {
+        *key == AmazonS3ConfigKey::DisableBulkDelete && value.eq_ignore_ascii_case("true")
+    });
     let is_given = |key: &AmazonS3ConfigKey| options.iter().any(|(given, _)| given == key);
     let mut builder = AmazonS3Builder::from_env()
         .with_retry(no_retries())
         .with_http_connector(Connector)
         .with_checksum_algorithm(Checksum::SHA256)
         .with_copy_if_not_exists(S3CopyIfNotExists::Multipart)
-        // Not every S3-compatible store deletes in bulk; objects are deleted one by one here anyway.
+        // Not every S3-compatible store takes lists; this client deletes one by one, `deleting_lists` does not.
         .with_config(AmazonS3ConfigKey::DisableBulkDelete, "true");
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let has_key = variable("AWS_ACCESS_KEY_ID").is_some() || is_given(&AmazonS3ConfigKey::AccessKeyId);
@@ -85,8 +107,10 @@ fn s3(bucket: &str, options: &BTreeMap<String, String>) -> Result<Client, String
     if endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")) {
         builder = builder.with_config(AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp), "true");
     }
-    let store = builder.with_bucket_name(bucket).build();
-    store.map(|store| Client::of(Provider::S3, store)).map_err(words)
+    let builder = builder.with_bucket_name(bucket);
+    let store = builder.clone().build().map_err(words)?;
+    let lists = Arc::new(Lists { builder, client: OnceLock::new() });
+    Ok(Client { lists: wants_lists.then_some(lists), ..Client::of(Provider::S3, store) })
 }
 
 /// A profile's key goes together; its region and endpoint count where nothing else gives them.

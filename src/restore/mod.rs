@@ -13,6 +13,7 @@ pub mod fetch;
 pub mod finish;
 mod later_tablespaces;
 pub mod layout;
+pub mod lease;
 pub mod packs;
 pub mod place;
 pub mod plan;
@@ -36,6 +37,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::codec::KeyRing;
+use crate::format::ClusterName;
 use crate::format::manifest::{FileEntry, RangeSource, Root};
 use crate::local::kill_point::kill_point;
 use crate::progress::Progress;
@@ -62,8 +64,21 @@ pub struct Restored {
     pub verdict: Option<watch::Verdict>,
 }
 
-/// Carries a plan out.
+/// Carries a plan out. Meanwhile expire leaves the backup alone.
 pub fn restore(
+    plan: &RestorePlan,
+    repository: &Repository,
+    cluster: &ClusterName,
+    keys: &KeyRing,
+    jobs: usize,
+) -> Result<Restored, RestoreError> {
+    std::thread::scope(|scope| {
+        let _leased = lease::Leased::take(scope, repository, cluster, &plan.choice.backup.id);
+        carry_out(plan, repository, keys, jobs)
+    })
+}
+
+fn carry_out(
     plan: &RestorePlan,
     repository: &Repository,
     keys: &KeyRing,

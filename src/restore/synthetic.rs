@@ -155,6 +155,7 @@ pub(crate) fn backup(timeline: u32, number: u64, stop: i64) -> BackupSummary {
         file_count: 3,
         new_bytes: 1000,
         repository_bytes: 1000,
+        resumed: None,
         damaged_pages: 0,
         encrypted: false,
         changes_from: "full".to_owned(),

@@ -10,12 +10,11 @@
 //! needs, and goes on. An object that the store will not delete is told and passed over, with all that it still needs.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::inventory::{Depth, Inventory, THREADS};
+use super::inventory::{Depth, Inventory};
 use super::keep_wal::ConsistencyRange;
 use super::plan::{ExpirePlan, ExpireRequest, Going, make_plan};
 use super::policy::Policy;
@@ -23,7 +22,6 @@ use crate::backup::tombstone::Tombstone;
 use crate::codec::KeyRing;
 use crate::error::{Explain, Failure};
 use crate::exit_status::Cause;
-use crate::fan_out;
 use crate::format::{BackupId, ClusterName};
 use crate::interrupt;
 use crate::local::kill_point::kill_point;
@@ -220,24 +218,19 @@ impl Expiring<'_> {
         Ok(())
     }
 
-    /// Deletes in parallel; the paths of those that the store would not delete. Anything else that fails ends the run.
+    /// Deletes in parallel, and in lists where the store takes them; the paths of those that the store would not delete. Anything else that fails ends the run.
     fn delete_objects(
         &self,
         objects: &[&StoredObject],
         place: &str,
         outcome: &mut ExpireOutcome,
     ) -> Result<HashSet<String>, Failure> {
-        let stop = AtomicBool::new(false);
-        let results = fan_out::map(objects, THREADS, |object| {
-            if stop.load(Ordering::Relaxed) || interrupt::requested().is_some() {
-                return None;
+        let results = self.repository.delete_all(objects, &|result| match result {
+            None => interrupt::requested().is_none(),
+            Some(result) => {
+                kill_point(place);
+                !matches!(result, Err(error) if !is_refusal(error))
             }
-            let result = self.repository.delete(object);
-            if matches!(&result, Err(error) if !is_refusal(error)) {
-                stop.store(true, Ordering::Relaxed);
-            }
-            kill_point(place);
-            Some(result)
         });
         let mut refused = HashSet::new();
         let mut fatal = None;

@@ -3,6 +3,7 @@
 //! What must hold: whatever is there and could not be listed or read is an error or is told; nothing is left out in silence.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use crate::backup::BackupError;
 use crate::backup::intent::Intent;
@@ -17,6 +18,7 @@ use crate::format::manifest::{BackupSummary, PackEntry};
 use crate::format::{BackupId, ClusterName, keys};
 use crate::pg::{ArchiveFileName, SystemIdentifier, WalSegmentSize};
 use crate::repository::{Naming, Repository, RepositoryError, StoredObject};
+use crate::restore::lease;
 use crate::wal::stored_segments::{StoredSegments, WalOf};
 
 /// Requests that are under way at once: what costs is the way there.
@@ -39,6 +41,8 @@ pub struct Inventory<'a> {
     pub intents: BTreeMap<BackupId, Vec<StoredObject>>,
     /// Packs by the backup that wrote them.
     pub packs: BTreeMap<BackupId, BTreeMap<u32, StoredObject>>,
+    /// Leases that restores took, by backup.
+    pub leases: BTreeMap<BackupId, Vec<StoredObject>>,
     /// Marks by backup.
     pub marks: HashMap<BackupId, Mark>,
     /// The clusters that archive under this name, and their WAL.
@@ -85,9 +89,11 @@ pub enum Depth {
 /// The parts of an inventory that are listed independently of each other.
 enum Part {
     Packs(Vec<StoredObject>),
+    Leases(Vec<StoredObject>),
     Marks(HashMap<BackupId, Mark>),
     Tombstones(Vec<(StoredObject, Tombstone)>),
     Wal(Vec<(SystemIdentifier, Vec<StoredObject>)>),
+    Summaries(Vec<(BackupId, Result<BackupSummary, BackupError>)>),
 }
 
 impl<'a> Inventory<'a> {
@@ -98,7 +104,6 @@ impl<'a> Inventory<'a> {
         keys: &'a KeyRing,
         depth: Depth,
     ) -> Result<Inventory<'a>, Failure> {
-        repository.prove_present()?;
         let catalogue = Catalogue { repository, cluster, keys };
         let mut inventory = Inventory {
             repository,
@@ -107,24 +112,30 @@ impl<'a> Inventory<'a> {
             backups: BTreeMap::new(),
             intents: BTreeMap::new(),
             packs: BTreeMap::new(),
+            leases: BTreeMap::new(),
             marks: HashMap::new(),
             systems: BTreeMap::new(),
             tombstones: Vec::new(),
             strangers: Vec::new(),
         };
+        let (backups, systems) = begin(&catalogue)?;
         // Before packs and WAL: a backup that completes meanwhile shows packs without a manifest, never the other way round, and
         // one that begins meanwhile shows packs that are young.
-        inventory.sort_backups(repository.list(&keys::backups(cluster))?)?;
+        inventory.sort_backups(backups)?;
         let mut wal = Vec::new();
-        for part in list_parts(&catalogue) {
+        for part in list_parts(&catalogue, &inventory.backups, &systems, depth) {
             match part? {
                 Part::Packs(objects) => inventory.sort_packs(objects),
+                Part::Leases(objects) => inventory.sort_leases(objects),
                 Part::Marks(marks) => inventory.marks = marks,
                 Part::Tombstones(tombstones) => inventory.tombstones = tombstones,
                 Part::Wal(listed) => wal = listed,
+                Part::Summaries(summaries) => inventory.sort_summaries(summaries),
             }
         }
-        inventory.read_summaries(&catalogue, wal.iter().map(|(system, _)| *system).collect());
+        for (id, backup) in &mut inventory.backups {
+            backup.permanent = inventory.marks.get(id) == Some(&Mark::Permanent);
+        }
         if depth == Depth::Packs {
             inventory.read_packs(&catalogue)?;
         }
@@ -174,15 +185,29 @@ impl<'a> Inventory<'a> {
         }
     }
 
-    fn read_summaries(&mut self, catalogue: &Catalogue<'_>, systems: Vec<SystemIdentifier>) {
-        let found: Vec<(BackupId, StoredObject)> =
-            self.backups.iter().map(|(id, backup)| (id.clone(), backup.manifest.clone())).collect();
-        let read =
-            fan_out::map(&found, THREADS, |(id, manifest)| catalogue.read_summary(id, manifest, &systems));
-        for ((id, _), summary) in found.iter().zip(read) {
-            if let Some(backup) = self.backups.get_mut(id) {
+    fn sort_leases(&mut self, objects: Vec<StoredObject>) {
+        for object in objects {
+            match object.key.as_str().split('/').nth(2).map(str::parse::<BackupId>) {
+                Some(Ok(id)) => self.leases.entry(id).or_default().push(object),
+                _ => self.strangers.push(object.path),
+            }
+        }
+    }
+
+    /// Whether a restore reads this backup, as far as its leases tell.
+    pub fn is_leased(&self, id: &BackupId) -> bool {
+        let is_fresh = |lease: &StoredObject| {
+            // One from the future is fresh: clocks never agree.
+            let age = Duration::try_from(self.taken_at.duration_since(lease.modified));
+            age.unwrap_or_default() <= lease::LENGTH
+        };
+        self.leases.get(id).is_some_and(|leases| leases.iter().any(is_fresh))
+    }
+
+    fn sort_summaries(&mut self, summaries: Vec<(BackupId, Result<BackupSummary, BackupError>)>) {
+        for (id, summary) in summaries {
+            if let Some(backup) = self.backups.get_mut(&id) {
                 backup.summary = summary;
-                backup.permanent = self.marks.get(id) == Some(&Mark::Permanent);
             }
         }
     }
@@ -315,20 +340,66 @@ impl<'a> Inventory<'a> {
     }
 }
 
-/// The listings, side by side.
-fn list_parts(catalogue: &Catalogue<'_>) -> Vec<Result<Part, Failure>> {
+/// What the first requests bring, side by side.
+enum Beginning {
+    Proof,
+    Backups(Vec<StoredObject>),
+    Systems(Vec<SystemIdentifier>),
+}
+
+/// Manifests and announcements, and the clusters of this name; and that the repository itself answers.
+fn begin(catalogue: &Catalogue<'_>) -> Result<(Vec<StoredObject>, Vec<SystemIdentifier>), Failure> {
+    let (repository, cluster) = (catalogue.repository, catalogue.cluster);
+    let proof = || {
+        repository.prove_present()?;
+        Ok(Beginning::Proof)
+    };
+    let backups = || Ok(Beginning::Backups(repository.list(&keys::backups(cluster))?));
+    let systems = || Ok(Beginning::Systems(catalogue.systems()?));
+    let parts: [&(dyn Fn() -> Result<Beginning, Failure> + Sync); 3] = [&proof, &backups, &systems];
+    let (mut found, mut names) = (Vec::new(), Vec::new());
+    // In this order: a missing marker says more than what follows from it.
+    for part in fan_out::map(&parts, parts.len(), |part| part()) {
+        match part? {
+            Beginning::Proof => {}
+            Beginning::Backups(objects) => found = objects,
+            Beginning::Systems(systems) => names = systems,
+        }
+    }
+    Ok((found, names))
+}
+
+/// The rest, side by side. Packs only where they are asked for.
+fn list_parts(
+    catalogue: &Catalogue<'_>,
+    backups: &BTreeMap<BackupId, StoredBackup>,
+    systems: &[SystemIdentifier],
+    depth: Depth,
+) -> Vec<Result<Part, Failure>> {
     let (repository, cluster) = (catalogue.repository, catalogue.cluster);
     let wal = || {
         let mut listed = Vec::new();
-        for system in catalogue.systems()? {
-            let folder = keys::wal_folder(cluster, system);
-            listed.push((system, repository.list_in_parallel(&folder, 2, THREADS)?));
+        for system in systems {
+            let folder = keys::wal_folder(cluster, *system);
+            listed.push((*system, repository.list_in_parallel(&folder, 2, THREADS)?));
         }
         Ok(Part::Wal(listed))
     };
-    let packs = || Ok(Part::Packs(repository.list_in_parallel(&keys::packs(cluster), 1, THREADS)?));
+    let packs = || match depth {
+        Depth::Summaries => Ok(Part::Packs(Vec::new())),
+        Depth::Packs => Ok(Part::Packs(repository.list_in_parallel(&keys::packs(cluster), 1, THREADS)?)),
+    };
     let marks = || Ok(Part::Marks(marks::newest(repository, cluster)?));
     let tombstones = || Ok(Part::Tombstones(tombstone::list(repository, cluster)?));
-    let parts: [&(dyn Fn() -> Result<Part, Failure> + Sync); 4] = [&wal, &packs, &marks, &tombstones];
+    let found: Vec<(&BackupId, &StoredBackup)> = backups.iter().collect();
+    let summaries = || {
+        let read = fan_out::map(&found, THREADS, |(id, backup)| {
+            ((*id).clone(), catalogue.read_summary(id, &backup.manifest, systems))
+        });
+        Ok(Part::Summaries(read))
+    };
+    let leases = || Ok(Part::Leases(repository.list(&keys::leases(cluster))?));
+    let parts: [&(dyn Fn() -> Result<Part, Failure> + Sync); 6] =
+        [&wal, &packs, &marks, &tombstones, &leases, &summaries];
     fan_out::map(&parts, parts.len(), |part| part())
 }

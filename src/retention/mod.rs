@@ -8,9 +8,11 @@
 //! goes only if no manifest that stays points to it and no backup at work may.
 
 pub mod apply;
+mod decide;
 pub mod inventory;
 pub mod keep_wal;
 pub mod plan;
 pub mod policy;
 pub mod render;
+mod unfinished;
 pub mod windows;

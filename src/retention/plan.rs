@@ -3,25 +3,25 @@
 //! Made by reads only; what is printed, `--json` and the real run are this one value. Refused as a whole if anything could not
 //! be read: an unreadable manifest may point to any pack.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::inventory::{Inventory, StoredBackup, SystemWal};
+use super::decide::{Decided, Deciding};
+use super::inventory::{Inventory, SystemWal};
 use super::keep_wal::KeepWal;
-use super::policy::{Candidate, Policy, Reason, Reasons};
+use super::policy::{Policy, Reason, Reasons};
+use super::unfinished::{Unfinished, find_unfinished};
+pub use super::unfinished::{UnfinishedFate, UnfinishedPlan};
 use super::windows::{self, RecoveryWindow};
 use crate::backup::tombstone::{DoomedWal, Tombstone};
 use crate::error::{Explain, Failure};
 use crate::exit_status::Cause;
 use crate::format::manifest::BackupSummary;
 use crate::format::{BackupId, ClusterName};
-use crate::pg::{
-    ArchiveFileName, Lsn, PgTimestamp, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentNumber,
-};
+use crate::pg::{ArchiveFileName, Lsn, PgTimestamp, SystemIdentifier, WalSegmentName};
 use crate::repository::StoredObject;
-use crate::restore::choose::on_line;
 
 /// What the operator asks for beside the policies.
 #[derive(Clone, Debug, Default)]
@@ -113,40 +113,6 @@ pub struct BackupPlan {
     pub keep: Vec<Reason>,
     /// Stored bytes that become free with it: its manifest and packs that nothing else points to.
     pub frees_bytes: u64,
-}
-
-/// A backup without a manifest.
-#[derive(Debug, Serialize)]
-pub struct UnfinishedPlan {
-    /// Its name.
-    pub id: BackupId,
-    /// What becomes of it.
-    pub fate: UnfinishedFate,
-    /// The last time that it stored something, by the store's clock.
-    pub last_sign: Option<jiff::Timestamp>,
-    /// Its stored bytes.
-    pub stored_bytes: u64,
-}
-
-/// What becomes of a backup without a manifest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UnfinishedFate {
-    /// It may be at work, or may be resumed: it stays.
-    AtWork,
-    /// Another backup's manifest points to its packs: those stay.
-    Used,
-    /// It gave no sign of life for longer than `retention.attempt_grace`: it goes.
-    Dead,
-    /// An earlier expire deleted its manifest and did not finish: the rest goes.
-    HalfDeleted,
-}
-
-/// What is known about unfinished backups.
-struct Unfinished {
-    plans: Vec<UnfinishedPlan>,
-    /// Those at work, with what they build on.
-    at_work: Vec<(BackupId, Option<BackupId>)>,
 }
 
 /// Makes the plan.
@@ -293,40 +259,6 @@ fn refuse_the_unreadable(inventory: &Inventory<'_>, request: &ExpireRequest) -> 
     Ok(())
 }
 
-/// What becomes of backups without a manifest.
-fn find_unfinished(inventory: &Inventory<'_>, grace: Duration) -> Result<Unfinished, Failure> {
-    let ids: BTreeSet<&BackupId> = inventory.intents.keys().chain(inventory.packs.keys()).collect();
-    let half_deleted: HashSet<&BackupId> =
-        inventory.tombstones.iter().flat_map(|(_, tombstone)| &tombstone.backups).collect();
-    let mut unfinished = Unfinished { plans: Vec::new(), at_work: Vec::new() };
-    for id in ids {
-        if inventory.backups.contains_key(id) {
-            continue;
-        }
-        let packs = inventory.packs.get(id).into_iter().flat_map(|packs| packs.values());
-        let objects: Vec<&StoredObject> =
-            inventory.intents.get(id).into_iter().flatten().chain(packs).collect();
-        let last_sign = objects.iter().map(|object| object.modified).max();
-        let silent = |sign: jiff::Timestamp| {
-            let age = inventory.taken_at.duration_since(sign);
-            // A sign from the future is a sign.
-            Duration::try_from(age).is_ok_and(|age| age > grace)
-        };
-        let fate = match last_sign {
-            _ if half_deleted.contains(id) => UnfinishedFate::HalfDeleted,
-            Some(sign) if silent(sign) => UnfinishedFate::Dead,
-            _ => UnfinishedFate::AtWork,
-        };
-        if fate == UnfinishedFate::AtWork {
-            let base = inventory.intent(id)?.and_then(|intent| intent.base);
-            unfinished.at_work.push((id.clone(), base));
-        }
-        let stored_bytes = objects.iter().map(|object| object.size).sum();
-        unfinished.plans.push(UnfinishedPlan { id: id.clone(), fate, last_sign, stored_bytes });
-    }
-    Ok(unfinished)
-}
-
 /// The packs and announcements that go with the manifests; unfinished backups whose packs others point to become `Used`.
 fn packs_that_go(
     inventory: &Inventory<'_>,
@@ -341,9 +273,7 @@ fn packs_that_go(
         }
     }
     // A backup at work may reuse all of its own packs, and all of what it builds on: a dead attempt has no manifest.
-    let at_work = unfinished.at_work.iter();
-    let protected: HashSet<&BackupId> =
-        at_work.flat_map(|(id, base)| std::iter::once(id).chain(base)).collect();
+    let protected: HashSet<&BackupId> = unfinished.at_work.iter().flat_map(|work| work.relies_on()).collect();
     for plan in &mut unfinished.plans {
         let has_used = used.iter().any(|(id, _)| **id == plan.id);
         if plan.fate != UnfinishedFate::AtWork && protected.contains(&plan.id) {
@@ -390,7 +320,9 @@ fn tidy(
     };
     let leftovers = inventory.repository.leftovers(inventory.cluster.as_str())?;
     going.leftovers = leftovers.into_iter().filter(|object| old(object.modified)).collect();
-    let oldest_at_work = unfinished.at_work.iter().map(|(id, _)| id.started()).min();
+    let leases = inventory.leases.values().flatten().filter(|lease| old(lease.modified));
+    going.leftovers.extend(leases.cloned());
+    let oldest_at_work = unfinished.at_work.iter().map(|work| work.id.started()).min();
     for (object, tombstone) in &inventory.tombstones {
         let may_matter = oldest_at_work.is_some_and(|started| started <= object.modified);
         // What it names and is still there, an expire that was interrupted left: it is needed to finish that.
@@ -418,129 +350,6 @@ fn notes(inventory: &Inventory<'_>) -> Vec<String> {
         );
     }
     notes
-}
-
-/// What is decided about one cluster.
-struct Decided {
-    keep_wal: KeepWal,
-}
-
-/// What decisions about one cluster are made from.
-struct Deciding<'a> {
-    inventory: &'a Inventory<'a>,
-    system: SystemIdentifier,
-    wal: &'a SystemWal<'a>,
-    policy: &'a Policy,
-    request: &'a ExpireRequest,
-    now: PgTimestamp,
-}
-
-impl Deciding<'_> {
-    fn backups(&self) -> impl Iterator<Item = (&BackupId, &StoredBackup, &BackupSummary)> {
-        let dropped = |id: &BackupId| self.request.drop_damaged.contains(id);
-        self.inventory
-            .readable()
-            .filter(move |(id, _, summary)| summary.system_identifier == self.system && !dropped(id))
-    }
-
-    fn decide(&self, unfinished: &Unfinished, reasons: &mut Reasons) -> Result<Decided, Failure> {
-        let view = self.wal.stored.view();
-        let size = self.wal.segment_size;
-        let retired = self.request.drop_system.contains(&self.system);
-        let mut candidates = Vec::new();
-        let lines = self.followed_lines();
-        let mut kept = Reasons::new();
-        for (id, backup, summary) in self.backups() {
-            if backup.permanent {
-                kept.entry(id.clone()).or_default().push(Reason::Permanent);
-            }
-            if let Some(defect) = self.inventory.defect(backup, summary) {
-                kept.entry(id.clone()).or_default().push(Reason::Incomplete(defect));
-                continue;
-            }
-            let leads = |line: &&TimelineId| on_line(summary, &view.history(**line)).is_ok();
-            candidates.push(Candidate {
-                id: id.clone(),
-                stopped: summary.stop_time,
-                leads_to: lines.iter().filter(leads).copied().collect(),
-            });
-        }
-        let by_policy =
-            if retired { Reasons::new() } else { self.policy.keep(&candidates, &lines, self.now) };
-        let bases = unfinished.at_work.iter().filter_map(|(id, base)| Some((id, base.as_ref()?)));
-        let bases: Vec<(&BackupId, &BackupId)> = bases.collect();
-        let continuous = self.continuous(&by_policy, &bases);
-        for (id, mut why) in by_policy {
-            kept.entry(id).or_default().append(&mut why);
-        }
-        for (id, base) in bases {
-            if self.backups().any(|(backup, ..)| backup == base) {
-                kept.entry(base.clone()).or_default().push(Reason::BaseOf(id.clone()));
-            }
-        }
-        let at_work = unfinished.at_work.iter().flat_map(|(id, base)| std::iter::once(id).chain(base));
-        let at_work = at_work.filter_map(|id| first_segment(id, size));
-        let keep_wal = if !retired && continuous.is_empty() {
-            // No good backup yet, or none any more: what this WAL may be good for is not known.
-            KeepWal::everything(size)
-        } else {
-            let stays = |id: &BackupId| kept.contains_key(id);
-            KeepWal::new(
-                size,
-                self.backups().filter(|(id, ..)| continuous.contains(id)).map(|(_, _, summary)| summary),
-                at_work.filter(|_| !retired),
-                self.backups().filter(|(id, ..)| stays(id)).map(|(_, _, summary)| summary),
-            )
-        };
-        reasons.extend(kept);
-        Ok(Decided { keep_wal })
-    }
-
-    /// The timelines that are still followed: the newest that a backup leads to, the newest of all, and those that
-    /// archived something or were backed up within the window.
-    fn followed_lines(&self) -> BTreeSet<TimelineId> {
-        let view = self.wal.stored.view();
-        let summaries: Vec<&BackupSummary> = self.backups().map(|(_, _, summary)| summary).collect();
-        let mut lines: BTreeSet<TimelineId> = windows::newest_line(view, &summaries).into_iter().collect();
-        lines.extend(view.timelines().last());
-        let newest = summaries.iter().max_by_key(|summary| (summary.stop_time, &summary.id));
-        lines.extend(newest.map(|summary| summary.stop_timeline));
-        if let Some(start) = self.policy.window_start(self.now) {
-            for summary in summaries.iter().filter(|summary| summary.stop_time > start) {
-                lines.insert(summary.stop_timeline);
-            }
-            for (name, objects) in self.wal.stored.objects() {
-                if objects.iter().any(|object| PgTimestamp::from_jiff(object.modified) > start) {
-                    lines.insert(name.timeline);
-                }
-            }
-        }
-        lines
-    }
-
-    /// The backups from which on WAL is kept without a hole. With a window: those that it needs. Without: all that a
-    /// policy keeps.
-    fn continuous(&self, by_policy: &Reasons, bases: &[(&BackupId, &BackupId)]) -> BTreeSet<BackupId> {
-        let windowed = self.policy.settings.keep_within.is_some();
-        let needs_wal = |reason: &Reason| match reason {
-            Reason::Within | Reason::WindowStart(_) | Reason::LastGood(_) | Reason::BaseOf(_) => true,
-            Reason::Last(_)
-            | Reason::Daily(_)
-            | Reason::Weekly(_)
-            | Reason::Monthly(_)
-            | Reason::Yearly(_) => !windowed,
-            Reason::Permanent | Reason::Incomplete(_) => false,
-        };
-        let needed = by_policy.iter().filter(|(_, why)| why.iter().any(needs_wal)).map(|(id, _)| id);
-        needed.chain(bases.iter().map(|(_, base)| *base)).cloned().collect()
-    }
-}
-
-/// The segment that an unfinished backup began in: its name says it.
-fn first_segment(id: &BackupId, size: crate::pg::WalSegmentSize) -> Option<WalSegmentNumber> {
-    let (_, position) = id.as_str().split_once('-')?;
-    let (timeline, position) = position.split_once('-')?;
-    format!("{timeline}{position}").parse::<WalSegmentName>().ok()?.number(size)
 }
 
 fn system_plan(
@@ -602,9 +411,9 @@ pub fn timed_windows(
 ) -> Result<Vec<RecoveryWindow>, Failure> {
     let mut windows = windows::find(view, backups);
     for window in &mut windows {
-        window.find_end(view, |name| -> Result<Option<PgTimestamp>, Failure> {
-            let index = wal.stored.load_index(name)?.index;
-            Ok(index.transactions.as_ref().map(|span| span.greatest_time))
+        window.find_end(view, |names| -> Result<Option<PgTimestamp>, Failure> {
+            let mut loaded = wal.stored.load_indexes(names)?.into_iter();
+            Ok(loaded.find_map(|loaded| Some(loaded.index.transactions?.greatest_time)))
         })?;
     }
     Ok(windows)

@@ -45,6 +45,8 @@ pub enum Reason {
     LastGood(TimelineId),
     /// A backup at work builds on it.
     BaseOf(BackupId),
+    /// A restore reads it, or did a moment ago.
+    Restored,
     /// It cannot be restored as it is, so no policy counts it; it goes only if it is named.
     Incomplete(String),
 }
@@ -63,6 +65,7 @@ impl Reason {
             Reason::Yearly(_) => "yearly",
             Reason::LastGood(_) => "last-good",
             Reason::BaseOf(_) => "base",
+            Reason::Restored => "restore",
             Reason::Incomplete(_) => "incomplete",
         }
     }
@@ -86,6 +89,7 @@ impl fmt::Display for Reason {
                 write!(f, "the last good backup for timeline {}", timeline.get())
             }
             Reason::BaseOf(id) => write!(f, "backup {id}, which is at work, builds on it"),
+            Reason::Restored => write!(f, "a restore reads it, or did within the last hour"),
             Reason::Incomplete(problem) => {
                 write!(f, "cannot be restored ({problem}); --drop-damaged deletes it")
             }

@@ -220,32 +220,41 @@ impl RecoveryWindow {
     pub fn find_end<E>(
         &mut self,
         view: &ArchiveView,
-        mut time_of: impl FnMut(WalSegmentName) -> Result<Option<PgTimestamp>, E>,
+        mut times_of: impl FnMut(&[WalSegmentName]) -> Result<Option<PgTimestamp>, E>,
     ) -> Result<(), E> {
         if self.end == WindowEnd::Backup {
             self.to = Some(self.from);
             return Ok(());
         }
-        let (Some(last), Some(first)) = (self.last_segment, self.first_segment) else { return Ok(()) };
-        let size = view.segment_size;
-        let line = view.history(self.timeline);
-        let (Some(end), Some(begin)) = (last.number(size), first.number(size)) else { return Ok(()) };
-        for step in 0..LOOK_BACK {
-            let Some(number) = end.get().checked_sub(step).map(WalSegmentNumber::new) else { break };
-            if number < begin {
-                break;
+        let names = self.last_names(view);
+        // Mostly the first one tells; where it does not, the others cost one more wait for the store and not one each.
+        let (newest, others) = names.split_at(names.len().min(1));
+        for names in [newest, others] {
+            if names.is_empty() {
+                continue;
             }
-            let stored = line
-                .timelines()
-                .rev()
-                .find(|timeline| *timeline <= last.timeline && view.has(*timeline, number));
-            let Some(timeline) = stored else { continue };
-            if let Some(time) = time_of(view.name(timeline, number))? {
+            if let Some(time) = times_of(names)? {
                 self.to = Some(time.max(self.from));
                 break;
             }
         }
         Ok(())
+    }
+
+    /// The last [`LOOK_BACK`] segments of the window, the newest first.
+    fn last_names(&self, view: &ArchiveView) -> Vec<WalSegmentName> {
+        let (Some(last), Some(first)) = (self.last_segment, self.first_segment) else { return Vec::new() };
+        let size = view.segment_size;
+        let line = view.history(self.timeline);
+        let (Some(end), Some(begin)) = (last.number(size), first.number(size)) else { return Vec::new() };
+        let numbers = (0..LOOK_BACK).map_while(|step| end.get().checked_sub(step).map(WalSegmentNumber::new));
+        let stored = numbers.take_while(|number| *number >= begin).filter_map(|number| {
+            let mut timelines = line.timelines().rev();
+            let timeline =
+                timelines.find(|timeline| *timeline <= last.timeline && view.has(*timeline, number))?;
+            Some(view.name(timeline, number))
+        });
+        stored.collect()
     }
 }
 

@@ -20,7 +20,7 @@ use crate::pg::{Lsn, PgTimestamp, SystemIdentifier, WalSegmentName};
 use crate::retention::inventory::{Inventory, SystemWal};
 use crate::retention::policy::Policy;
 use crate::retention::windows::{self, RecoveryWindow, WindowEnd};
-use crate::verify::record::{self, VerifyRecord};
+use crate::verify::record::VerifyRecord;
 
 /// The state of a cluster's backups.
 #[derive(Debug, Serialize)]
@@ -114,9 +114,12 @@ pub struct LastBackup {
 }
 
 impl StatusReport {
-    /// Looks at what was read.
-    pub fn of(inventory: &Inventory<'_>, config: &Config) -> Result<StatusReport, Failure> {
-        let verified = record::newest(inventory.repository, inventory.cluster)?;
+    /// Looks at what was read; `verified` is the newest result of `verify`.
+    pub fn of(
+        inventory: &Inventory<'_>,
+        verified: Option<VerifyRecord>,
+        config: &Config,
+    ) -> Result<StatusReport, Failure> {
         let mut report = StatusReport {
             repository: inventory.repository.url().to_owned(),
             cluster: inventory.cluster.clone(),
@@ -167,15 +170,19 @@ impl StatusReport {
         let view = wal.stored.view();
         let mut windows = windows::find(view, &good);
         for window in &mut windows {
-            window.find_end(view, |name| -> Result<_, Failure> {
-                let index = wal.stored.load_index(name)?.index;
-                if let RecordVerdict::Damaged { at, problem } = &index.verdict {
-                    self.problem(
-                        format!("WAL segment {name} is damaged at {at}: {problem}"),
-                        "nothing after it can be recovered from the backups before it: take a backup now (walhold backup-push)",
-                    );
+            window.find_end(view, |names| -> Result<_, Failure> {
+                for (name, loaded) in names.iter().zip(wal.stored.load_indexes(names)?) {
+                    if let RecordVerdict::Damaged { at, problem } = &loaded.index.verdict {
+                        self.problem(
+                            format!("WAL segment {name} is damaged at {at}: {problem}"),
+                            "nothing after it can be recovered from the backups before it: take a backup now (walhold backup-push)",
+                        );
+                    }
+                    if let Some(span) = loaded.index.transactions {
+                        return Ok(Some(span.greatest_time));
+                    }
                 }
-                Ok(index.transactions.as_ref().map(|span| span.greatest_time))
+                Ok(None)
             })?;
         }
         for (missing, later) in windows::holes(&windows, &good, wal.segment_size) {

@@ -138,14 +138,15 @@ fn a_backup_is_refused_when_what_it_points_to_is_announced() {
     };
     assert_eq!(check(&other), Ok(()));
     let id: BackupId = ids[0].parse().unwrap();
-    assert!(tombstone::may_build_on(&repository, &cluster, &id).unwrap());
+    let is_named = || tombstone::list(&repository, &cluster).unwrap().iter().any(|(_, tomb)| tomb.names(&id));
+    assert!(!is_named());
     let mut announced = Tombstone::new();
     announced.backups.push(id.clone());
     announced.packs.insert(id.clone(), vec![manifest.packs[0].number]);
     announced.publish(&repository, &cluster).unwrap();
     let problem = check(&other).unwrap_err();
     assert!(problem.starts_with(&format!("backup {other} cannot be completed: main/expire/")), "{problem}");
-    assert!(!tombstone::may_build_on(&repository, &cluster, &id).unwrap());
+    assert!(is_named());
 }
 
 #[test]
@@ -289,4 +290,60 @@ fn a_backup_does_not_build_on_what_is_announced() {
     assert_eq!(site.back_up()["kind"], "full");
     repository.delete(&object).unwrap();
     assert_eq!(site.back_up()["kind"], "incremental");
+}
+
+/// A restore that was killed when it had begun to read.
+fn begun_restore(site: &Site, id: &str, name: &str) -> std::process::Output {
+    let place = site.cluster.directory(name).join("data").display().to_string();
+    let arguments = ["restore", "--clone", "--target-immediate", "--backup", id, "--pgdata", &place];
+    site.command(&arguments).env("WALHOLD_TEST_KILL_AT", "restore: laid out").output().unwrap()
+}
+
+#[test]
+fn a_backup_that_is_being_restored_stays_with_its_wal() {
+    let (site, ids) = site_with_backups(2);
+    begun_restore(&site, &ids[0], "restored");
+    let leases = || site.objects(&format!("leases/{}", ids[0])).len();
+    assert_eq!(leases(), 1);
+    let done = expire(&site, &KEEP);
+    assert_eq!(crate::reasons(&done["plan"], &ids[0]), ["restore"]);
+    assert_eq!(listed(&site), ids);
+    assert_eq!(done["plan"]["systems"][0]["wal"], serde_json::json!([]), "{done}");
+    // An hour after it was renewed for the last time.
+    age(&site, "leases", 2);
+    expire(&site, &KEEP);
+    assert_eq!((listed(&site), leases()), (vec![ids[1].clone()], 1));
+    age(&site, "leases", 25);
+    expire(&site, &KEEP);
+    assert_eq!(leases(), 0);
+}
+
+#[test]
+fn a_restore_that_begins_while_expire_waits_counts() {
+    let (site, ids) = site_with_backups(2);
+    let arguments = ["expire", "--confirm", "--json", "--grace", "6s", KEEP[0], KEEP[1]];
+    let child = site.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the announcement", || !site.objects("expire").is_empty());
+    let restored = begun_restore(&site, &ids[0], "restored");
+    let text = String::from_utf8_lossy(&restored.stderr);
+    assert!(text.contains("an expire has announced that it deletes backup"), "{text}");
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", describe(&output));
+    assert_eq!(listed(&site), ids);
+}
+
+#[test]
+fn a_restore_that_may_not_write_says_so_and_goes_on() {
+    let (site, ids) = site_with_backups(1);
+    // No folder can be made where a file lies.
+    fs::write(site.repository.join("main/leases"), "").unwrap();
+    let place = site.cluster.directory("restored").join("data").display().to_string();
+    let arguments = ["restore", "--clone", "--target-immediate", "--backup", &ids[0], "--pgdata", &place];
+    let output = site.run(&arguments);
+    assert!(output.status.success(), "{}", describe(&output));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains("nothing keeps expire from deleting backup") && text.contains("--permanent"),
+        "{text}"
+    );
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use futures_util::TryStreamExt;
 use s3s::auth::SimpleAuth;
@@ -40,10 +42,31 @@ pub enum Conditions {
     Ignored,
 }
 
+/// What a server does with requests to delete, and how many there were.
+#[derive(Default)]
+pub struct Deletions {
+    /// Objects whose key contains one of these stay: they are locked.
+    pub locked: Mutex<Vec<String>>,
+    /// Lists of objects are not understood.
+    pub no_lists: AtomicBool,
+    /// Requests that named one object.
+    pub single: AtomicUsize,
+    /// Requests that named many.
+    pub lists: AtomicUsize,
+}
+
+impl Deletions {
+    fn is_locked(&self, key: &str) -> bool {
+        let locked = self.locked.lock().unwrap();
+        locked.iter().any(|part| key.contains(part))
+    }
+}
+
 /// An S3 server over HTTP in this process, with signatures checked.
 pub struct S3Server {
     addr: SocketAddr,
     root: tempfile::TempDir,
+    deletions: Arc<Deletions>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -52,7 +75,9 @@ impl S3Server {
     pub fn start(conditions: Conditions) -> S3Server {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join(BUCKET)).unwrap();
+        let deletions = Arc::new(Deletions::default());
         let store = ConditionalStore {
+            deletions: Arc::clone(&deletions),
             files: FileSystem::new(root.path()).unwrap(),
             conditions,
             one_at_a_time: tokio::sync::Mutex::new(()),
@@ -75,12 +100,17 @@ impl S3Server {
                 });
             }
         });
-        S3Server { addr, root, _runtime: runtime }
+        S3Server { addr, root, deletions, _runtime: runtime }
     }
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// What becomes of requests to delete.
+    pub fn deletions(&self) -> &Deletions {
+        &self.deletions
     }
 
     /// The directory that holds the bucket's objects as files.
@@ -111,6 +141,7 @@ pub fn s3_settings(addr: SocketAddr, prefix: &str) -> RepositorySettings {
 struct ConditionalStore {
     files: FileSystem,
     conditions: Conditions,
+    deletions: Arc<Deletions>,
     one_at_a_time: tokio::sync::Mutex<()>,
 }
 
@@ -129,6 +160,43 @@ macro_rules! passed_on {
             $(async fn $operation(&self, request: S3Request<$input>) -> S3Result<S3Response<$output>> {
                 self.files.$operation(request).await
             })*
+
+            async fn delete_object(
+                &self,
+                request: S3Request<DeleteObjectInput>,
+            ) -> S3Result<S3Response<DeleteObjectOutput>> {
+                self.deletions.single.fetch_add(1, Ordering::Relaxed);
+                if self.deletions.is_locked(&request.input.key) {
+                    return Err(s3s::s3_error!(AccessDenied, "the object is locked"));
+                }
+                self.files.delete_object(request).await
+            }
+
+            async fn delete_objects(
+                &self,
+                mut request: S3Request<DeleteObjectsInput>,
+            ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+                self.deletions.lists.fetch_add(1, Ordering::Relaxed);
+                if self.deletions.no_lists.load(Ordering::Relaxed) {
+                    return Err(s3s::s3_error!(NotImplemented, "no lists here"));
+                }
+                let mut errors = Vec::new();
+                request.input.delete.objects.retain(|object| {
+                    let is_locked = self.deletions.is_locked(&object.key);
+                    if is_locked {
+                        errors.push(Error {
+                            key: Some(object.key.clone()),
+                            code: Some("AccessDenied".to_owned()),
+                            message: Some("the object is locked".to_owned()),
+                            ..Error::default()
+                        });
+                    }
+                    !is_locked
+                });
+                let mut answer = self.files.delete_objects(request).await?;
+                answer.output.errors = Some(errors);
+                Ok(answer)
+            }
 
             async fn put_object(
                 &self,
@@ -160,7 +228,6 @@ passed_on! {
     get_object: GetObjectInput => GetObjectOutput;
     head_object: HeadObjectInput => HeadObjectOutput;
     list_objects_v2: ListObjectsV2Input => ListObjectsV2Output;
-    delete_object: DeleteObjectInput => DeleteObjectOutput;
     create_multipart_upload: CreateMultipartUploadInput => CreateMultipartUploadOutput;
     upload_part: UploadPartInput => UploadPartOutput;
     upload_part_copy: UploadPartCopyInput => UploadPartCopyOutput;

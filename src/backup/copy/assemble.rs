@@ -17,6 +17,8 @@ struct Together {
     stored: Vec<Vec<FileRange>>,
     /// Likewise; packs are indexes into the base's.
     kept: Vec<Vec<FileRange>>,
+    /// Likewise; packs are indexes into those of earlier attempts.
+    resumed: Vec<Vec<FileRange>>,
     packs: Vec<PackEntry>,
     suspects: Vec<(u32, SuspectPage)>,
     has_control: bool,
@@ -28,6 +30,7 @@ impl Together {
             opened: vec![false; files],
             stored: vec![Vec::new(); files],
             kept: vec![Vec::new(); files],
+            resumed: vec![Vec::new(); files],
             ..Together::default()
         };
         for result in results {
@@ -38,6 +41,7 @@ impl Together {
             }
             sort_in(&mut together.stored, result.ranges);
             sort_in(&mut together.kept, result.kept);
+            sort_in(&mut together.resumed, result.resumed);
             together.packs.extend(result.packs);
             together.suspects.extend(result.suspects);
             together.has_control |= result.has_control;
@@ -65,9 +69,14 @@ pub(super) fn assemble(plan: &CopyPlan<'_>, results: Vec<JobResult>) -> Result<C
     let own_packs = together.packs.len();
     let mut packs = together.packs;
     packs.extend(plan.reuse.iter().flat_map(|reuse| reuse.base.packs.iter().cloned()));
+    let of_others = packs.len();
+    packs.extend(plan.resumed.packs.iter().cloned());
     let mut files = Vec::with_capacity(plan.files.len());
-    let pieces = together.opened.into_iter().zip(together.stored).zip(together.kept);
-    for ((index, file), ((opened, mut ranges), mut kept)) in (0u32..).zip(plan.files).zip(pieces) {
+    let taken_over = together.kept.into_iter().zip(together.resumed);
+    let pieces = together.opened.into_iter().zip(together.stored).zip(taken_over);
+    for ((index, file), ((opened, mut ranges), (mut kept, mut resumed))) in
+        (0u32..).zip(plan.files).zip(pieces)
+    {
         if let Some(Reuse::Known { base, read }) = plan.reuse_of(index) {
             // A file of which nothing had to be read was seen by the walk: that has to do.
             if !opened && !read.is_empty() {
@@ -79,6 +88,8 @@ pub(super) fn assemble(plan: &CopyPlan<'_>, results: Vec<JobResult>) -> Result<C
         }
         kept.iter_mut().for_each(|range| move_pack(range, |pack| pack + own_packs as u32));
         ranges.append(&mut kept);
+        resumed.iter_mut().for_each(|range| move_pack(range, |pack| pack + of_others as u32));
+        ranges.append(&mut resumed);
         let (size, ranges) = without_holes(ranges).ok_or(BackupError::JobLost)?;
         files.push(FileEntry {
             root: file.root,
@@ -91,8 +102,13 @@ pub(super) fn assemble(plan: &CopyPlan<'_>, results: Vec<JobResult>) -> Result<C
     }
     files.sort_by(|a, b| (a.root, &a.path).cmp(&(b.root, &b.path)));
     let packs = without_unused(packs, own_packs, &mut files);
-    let chunk_bytes = chunk_bytes(&files);
-    Ok(Copied { files, packs, own_packs, chunk_bytes, suspects: together.suspects })
+    let all_bytes = chunk_bytes(&files, |_| true);
+    let is_resumed = |pack: u32| {
+        let pack = packs.get(pack as usize);
+        pack.is_some_and(|pack| plan.resumed.attempts().contains(&pack.backup))
+    };
+    let resumed_bytes = chunk_bytes(&files, is_resumed);
+    Ok(Copied { files, packs, own_packs, chunk_bytes: all_bytes, resumed_bytes, suspects: together.suspects })
 }
 
 fn move_pack(range: &mut FileRange, to: impl Fn(u32) -> u32) {
@@ -123,12 +139,13 @@ fn without_unused(packs: Vec<PackEntry>, own: usize, files: &mut [FileEntry]) ->
     packs.into_iter().zip(used).filter(|(_, used)| *used).map(|(pack, _)| pack).collect()
 }
 
-/// Stored bytes of the chunks that files point to, each counted once.
-fn chunk_bytes(files: &[FileEntry]) -> u64 {
+/// Stored bytes of the chunks that files point to in packs that count, each counted once.
+fn chunk_bytes(files: &[FileEntry], counts: impl Fn(u32) -> bool) -> u64 {
     let mut counted = HashSet::new();
     let mut bytes = 0;
     for range in files.iter().flat_map(|file| &file.ranges) {
         if let RangeSource::Chunk { pack, number, stored_length, .. } = range.source
+            && counts(pack)
             && counted.insert((pack, number))
         {
             bytes += u64::from(stored_length);

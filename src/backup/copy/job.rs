@@ -14,6 +14,7 @@ use crate::backup::control;
 use crate::backup::pack_writer::{PackWriter, StoredChunk};
 use crate::backup::plan::{SourceFile, WorkItem};
 use crate::backup::relation_file::is_zero;
+use crate::backup::resume::Finder;
 use crate::backup::reuse::{Reuse, WINDOW};
 use crate::format::digest::ShortDigest;
 use crate::format::envelope::CHUNK_SIZE;
@@ -39,6 +40,8 @@ pub(super) struct Job<'scope, 'env> {
     /// Small pieces, one behind the other.
     shared: Vec<u8>,
     gathered: Vec<Gathered>,
+    /// Finds what earlier attempts have stored.
+    finder: Finder<'env>,
     result: JobResult,
 }
 
@@ -50,6 +53,7 @@ impl<'scope, 'env> Job<'scope, 'env> {
             buffer: vec![0; CHUNK_SIZE],
             shared: Vec::with_capacity(CHUNK_SIZE),
             gathered: Vec::new(),
+            finder: Finder::new(plan.resumed, plan.packs.repository, plan.keys),
             result: JobResult::default(),
         }
     }
@@ -197,8 +201,12 @@ impl<'scope, 'env> Job<'scope, 'env> {
             return Ok(());
         }
         let digest = ShortDigest::of(bytes);
+        if let Some(source) = self.finder.find(bytes, digest) {
+            self.result.resumed.push(ReadRange { file, range: FileRange { offset, length, source } });
+            return Ok(());
+        }
         if bytes.len() >= OWN_CHUNK {
-            let chunk = self.packs.write_chunk(bytes)?;
+            let chunk = self.packs.write_chunk(bytes, &[(length, digest)])?;
             let range = FileRange { offset, length, source: source_of(chunk, 0, length, digest) };
             self.result.ranges.push(ReadRange { file, range });
             return Ok(());
@@ -217,7 +225,9 @@ impl<'scope, 'env> Job<'scope, 'env> {
         if self.shared.is_empty() {
             return Ok(());
         }
-        let chunk = self.packs.write_chunk(&self.shared)?;
+        let parts: Vec<(u32, ShortDigest)> =
+            self.gathered.iter().map(|piece| (piece.length, piece.digest)).collect();
+        let chunk = self.packs.write_chunk(&self.shared, &parts)?;
         self.shared.clear();
         for Gathered { file, offset, length, within, digest } in self.gathered.drain(..) {
             let range = FileRange { offset, length, source: source_of(chunk, within, length, digest) };

@@ -24,12 +24,17 @@ pub(crate) fn summary() -> BackupSummary {
         file_count: 1,
         new_bytes: 1000,
         repository_bytes: 1000,
+        resumed: None,
         damaged_pages: 0,
         encrypted: false,
         changes_from: "full".to_owned(),
         time_zone: "Europe/Berlin".to_owned(),
         walhold_version: "0.1.0".to_owned(),
     }
+}
+
+pub(crate) fn pack_entry() -> PackEntry {
+    pack(0)
 }
 
 fn pack(number: u32) -> PackEntry {

@@ -1,0 +1,303 @@
+//! A backup that ended early has stored something: the next one uses it, if it is what the cluster has now.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::clone::assert_restores;
+use crate::site::Site;
+use crate::support::postgres::{Cluster, PATIENCE};
+use crate::support::program::describe;
+
+/// Small ones, so that a small cluster has many.
+const PACK_SIZE: (&str, &str) = ("WALHOLD_TEST_PACK_SIZE", "400000");
+const ROWS: &str = "INSERT INTO t SELECT i, md5(i::text) || md5((i * 3)::text) || md5((i * 7)::text) FROM generate_series(1, 60000) i";
+
+fn builder() -> crate::support::postgres::ClusterBuilder {
+    Cluster::builder(15).checksums(true).setting("autovacuum", "off")
+}
+
+fn fill(site: &Site) {
+    site.cluster.execute("CREATE TABLE t (id bigint, x text)");
+    site.cluster.execute(ROWS);
+    site.cluster.execute("CREATE INDEX ON t (id)");
+    site.cluster.execute("VACUUM t");
+}
+
+fn filled() -> Site {
+    let site = Site::start(builder());
+    fill(&site);
+    site
+}
+
+fn backup(site: &Site, options: &[&str]) -> Command {
+    let mut command = site.command(&[&["backup-push", "--json"], options].concat());
+    command.env(PACK_SIZE.0, PACK_SIZE.1);
+    command
+}
+
+/// Folders of backups without a manifest.
+fn attempts(site: &Site) -> Vec<String> {
+    let folders = fs::read_dir(site.repository.join("main/backups")).into_iter().flatten().flatten();
+    let unfinished = folders.filter(|folder| !folder.path().join("manifest").exists());
+    let mut ids: Vec<String> = unfinished.map(|folder| folder.file_name().into_string().unwrap()).collect();
+    ids.sort();
+    ids
+}
+
+/// A backup that dies at this place; the attempt's id.
+#[track_caller]
+fn killed_at(site: &Site, place: &str) -> String {
+    let known = attempts(site);
+    let output = backup(site, &[]).env("WALHOLD_TEST_KILL_AT", place).output().unwrap();
+    assert_eq!(output.status.signal(), Some(9), "{}", describe(&output));
+    // Ids are whole seconds: the next one must not wait for its own.
+    let new = attempts(site).into_iter().find(|id| !known.contains(id));
+    new.expect("an attempt")
+}
+
+fn packs(site: &Site, id: &str) -> Vec<PathBuf> {
+    let folder = fs::read_dir(site.repository.join("main/packs").join(id)).into_iter().flatten().flatten();
+    let mut packs: Vec<PathBuf> = folder.map(|entry| entry.path()).collect();
+    packs.sort();
+    packs
+}
+
+fn stored_bytes(site: &Site, id: &str) -> u64 {
+    packs(site, id).iter().map(|pack| pack.metadata().unwrap().len()).sum()
+}
+
+#[track_caller]
+fn push(site: &Site, options: &[&str]) -> (Value, String) {
+    let output = backup(site, options).output().unwrap();
+    assert!(output.status.success(), "{}", describe(&output));
+    let summary = serde_json::from_slice(&output.stdout).expect("JSON");
+    (summary, String::from_utf8(output.stderr).unwrap())
+}
+
+fn age(site: &Site, folder: &str) {
+    let place = site.repository.join("main").join(folder);
+    let files = Command::new("find")
+        .arg(place)
+        .args(["-type", "f", "-exec", "touch", "-d", "25 hours ago", "{}", "+"])
+        .status();
+    assert!(files.unwrap().success());
+}
+
+#[test]
+fn what_an_interrupted_backup_stored_is_not_stored_again() {
+    let site = filled();
+    let attempt = killed_at(&site, "backup: copied");
+    let stored = stored_bytes(&site, &attempt);
+    assert!(packs(&site, &attempt).len() > 3, "{stored} bytes");
+    // Pages change, a file grows, another one goes, between the attempts.
+    site.cluster.execute("UPDATE t SET x = 'new' WHERE id BETWEEN 30000 AND 30100; INSERT INTO t SELECT i, 'more' FROM generate_series(70000, 72000) i; CREATE TABLE other AS SELECT 1 AS x");
+    let output = site.command(&["backup-push"]).env(PACK_SIZE.0, PACK_SIZE.1).output().unwrap();
+    assert!(output.status.success(), "{}", describe(&output));
+    let line = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        line.contains(", resumed: ") && line.contains(&format!(" reused from the attempt of {attempt}, WAL")),
+        "{line}"
+    );
+    let summary = site.list().remove(0);
+    assert_eq!(summary["kind"], "full");
+    assert_eq!(summary["resumed"]["attempts"], serde_json::json!([attempt]));
+    let (new, resumed) =
+        (summary["new_bytes"].as_u64().unwrap(), summary["resumed"]["bytes"].as_u64().unwrap());
+    assert!(resumed > stored / 4, "of {stored} bytes {resumed} were used again");
+    assert!(
+        new + resumed < stored + stored / 2 && new < stored,
+        "{new} new bytes and {resumed} after {stored}"
+    );
+    let shown = site.ok(&["backup-show", "latest"]);
+    assert!(shown.contains(&format!(" of the attempt of {attempt}")), "{shown}");
+    site.ok(&["verify", "--deep"]);
+    assert_restores(&site, &summary, "resumed");
+    // What the backup points to is no leftover.
+    let known = packs(&site, &attempt);
+    let used: Vec<u64> = site
+        .contents()
+        .manifest
+        .packs
+        .iter()
+        .filter(|pack| pack.backup.as_str() == attempt)
+        .map(|pack| u64::from(pack.number))
+        .collect();
+    assert!(!used.is_empty());
+    age(&site, &format!("packs/{attempt}"));
+    age(&site, &format!("backups/{attempt}"));
+    site.ok(&["expire", "--confirm", "--grace", "0s", "--keep-last", "1"]);
+    let left: Vec<u64> = packs(&site, &attempt)
+        .iter()
+        .map(|pack| pack.file_name().unwrap().to_str().unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(left, used, "of {}", known.len());
+    assert_restores(&site, &summary, "after-expire");
+    // The next backup takes over from the complete one alone, and keeps what lies in the attempt's packs.
+    let (next, _) = push(&site, &[]);
+    assert_eq!((&next["base"], &next["resumed"]), (&summary["id"], &Value::Null));
+    assert_restores(&site, &next, "next");
+}
+
+#[test]
+fn an_incremental_backup_resumes_twice_and_ends_in_a_full_one_without() {
+    let site = filled();
+    let (first, _) = push(&site, &[]);
+    site.cluster.execute("UPDATE t SET x = md5(x) || md5(x || 'a') WHERE id % 3 = 0");
+    let one = killed_at(&site, "backup: pack stored");
+    assert!(!packs(&site, &one).is_empty());
+    site.cluster.execute("UPDATE t SET x = 'again' WHERE id BETWEEN 40000 AND 40100");
+    let two = killed_at(&site, "backup: before manifest");
+    let (summary, _) = push(&site, &[]);
+    assert_eq!((&summary["kind"], &summary["base"]), (&"incremental".into(), &first["id"]));
+    let resumed = &summary["resumed"];
+    assert!(resumed["bytes"].as_u64().unwrap() > summary["new_bytes"].as_u64().unwrap(), "{summary}");
+    assert!(
+        resumed["attempts"].as_array().unwrap().contains(&two.as_str().into()),
+        "{summary}, {one}, {two}"
+    );
+    assert_restores(&site, &summary, "resumed");
+    // A full backup takes nothing over.
+    site.cluster.execute("UPDATE t SET x = md5(x) WHERE id % 3 = 1");
+    killed_at(&site, "backup: before manifest");
+    let (full, _) = push(&site, &["--full"]);
+    assert_eq!((&full["kind"], &full["resumed"]), (&"full".into(), &Value::Null));
+    assert_eq!(
+        full["repository_bytes"].as_u64().unwrap() / 100_000,
+        full["new_bytes"].as_u64().unwrap() / 100_000
+    );
+}
+
+#[test]
+fn encrypted_attempts_resume_with_their_key_only() {
+    let mut site = Site::start_encrypted(builder());
+    fill(&site);
+    let attempt = killed_at(&site, "backup: copied");
+    // A plain backup would have to point to sealed packs, and no key opens them.
+    let variables = std::mem::take(&mut site.variables);
+    site.variables.push(variables[0].clone());
+    let (plain, log) = push(&site, &[]);
+    assert_eq!(plain["resumed"], Value::Null);
+    assert!(log.contains("of an interrupted backup is not used: "), "{log}");
+    site.variables = variables;
+    drop(plain);
+    let second = killed_at(&site, "backup: copied");
+    assert!(second > attempt);
+    // The plain one is newer than the first attempt, and cannot be read with a key that must be used.
+    let (summary, _) = push(&site, &[]);
+    assert_eq!(summary["resumed"]["attempts"], serde_json::json!([second]));
+    assert!(summary["new_bytes"].as_u64().unwrap() < stored_bytes(&site, &second) / 2, "{summary}");
+    assert_restores(&site, &summary, "resumed");
+}
+
+/// What was done to every pack of the attempt, what is told of it, and whether anything of it may still be used.
+fn tampered(change: impl Fn(&mut Vec<u8>), told: &str) {
+    let site = filled();
+    let attempt = killed_at(&site, "backup: copied");
+    let stored = stored_bytes(&site, &attempt);
+    for pack in packs(&site, &attempt) {
+        let mut bytes = fs::read(&pack).unwrap();
+        change(&mut bytes);
+        fs::write(&pack, bytes).unwrap();
+    }
+    let (summary, log) = push(&site, &[]);
+    assert!(log.contains(told), "{log}");
+    assert_eq!(summary["resumed"], Value::Null, "{log}");
+    assert!(summary["new_bytes"].as_u64().unwrap() > stored / 2);
+    assert_restores(&site, &summary, "not-resumed");
+}
+
+#[test]
+fn packs_whose_end_was_changed_are_not_used() {
+    tampered(
+        |bytes| {
+            let at = bytes.len() - 150;
+            bytes[at] ^= 1;
+        },
+        "is not used: ",
+    );
+}
+
+#[test]
+fn packs_that_are_cut_off_are_not_used() {
+    tampered(|bytes| bytes.truncate(bytes.len() / 2), "is not used: ");
+}
+
+/// Their ends say what the cluster has, but their chunks do not hold it.
+#[test]
+fn packs_whose_chunks_were_changed_are_not_used() {
+    tampered(
+        |bytes| {
+            // Every stretch of 1,000 bytes but for the end: every chunk.
+            let end = bytes.len() - 40_000.min(bytes.len() / 2);
+            (200..end).step_by(1000).for_each(|at| bytes[at] ^= 1);
+        },
+        "is not used any more: ",
+    );
+}
+
+#[test]
+fn expire_keeps_what_a_resuming_backup_uses() {
+    let site = filled();
+    site.back_up();
+    site.cluster.execute("UPDATE t SET x = md5(x) || md5(x || 'a')");
+    let attempt = killed_at(&site, "backup: copied");
+    age(&site, &format!("packs/{attempt}"));
+    age(&site, &format!("backups/{attempt}"));
+    site.cluster.execute(
+        "CREATE TABLE u AS SELECT md5(i::text) || md5((i * 11)::text) AS x FROM generate_series(1, 60000) i",
+    );
+    let child = backup(&site, &["--rate-limit", "1MB"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while attempts(&site).len() < 2 {
+        assert!(begun.elapsed() < PATIENCE, "the backup did not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let expired: Value = serde_json::from_str(&site.ok(&[
+        "expire",
+        "--json",
+        "--confirm",
+        "--grace",
+        "0s",
+        "--keep-last",
+        "1",
+    ]))
+    .unwrap();
+    let fates: Vec<&Value> = expired["plan"]["unfinished"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|plan| plan["id"] == attempt.as_str())
+        .map(|plan| &plan["fate"])
+        .collect();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", describe(&output));
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["resumed"]["attempts"], serde_json::json!([attempt]), "{expired}");
+    // If the backup was quicker than expire, its manifest is what keeps them.
+    assert!(fates.iter().all(|fate| **fate == "at_work" || **fate == "used"), "{expired}");
+    assert_restores(&site, &summary, "resumed");
+}
+
+#[test]
+fn an_attempt_that_nobody_resumed_goes() {
+    let site = filled();
+    site.back_up();
+    site.cluster.execute("UPDATE t SET x = md5(x)");
+    let attempt = killed_at(&site, "backup: copied");
+    age(&site, &format!("packs/{attempt}"));
+    age(&site, &format!("backups/{attempt}"));
+    site.ok(&["expire", "--confirm", "--grace", "0s", "--keep-last", "1"]);
+    assert_eq!((packs(&site, &attempt).len(), attempts(&site).len()), (0, 0));
+    let (summary, _) = push(&site, &[]);
+    assert_eq!((&summary["kind"], &summary["resumed"]), (&"incremental".into(), &Value::Null));
+    assert_restores(&site, &summary, "without");
+}
