@@ -23,12 +23,14 @@ const LIST_LENGTH: usize = 1000;
 /// What became of an object; `None` if it was not tried any more.
 pub type Deletion = Option<Result<(), RepositoryError>>;
 
-/// Deletes these objects. `go_on` sees each result as it comes, and is asked before each request (with `None`): once it is false nothing new
-/// is begun.
+/// Sees each result as it comes, and is asked before each request (with `None`): once it says no, nothing new is begun.
+pub type DeletionWatch<'a> = dyn Fn(Option<&Result<(), RepositoryError>>) -> bool + Sync + 'a;
+
+/// Deletes these objects.
 pub(super) fn delete_all(
     repository: &Repository,
     objects: &[&StoredObject],
-    go_on: &(dyn Fn(Option<&Result<(), RepositoryError>>) -> bool + Sync),
+    go_on: &DeletionWatch<'_>,
 ) -> Vec<Deletion> {
     let store = &repository.shared.store;
     let stopped = AtomicBool::new(false);

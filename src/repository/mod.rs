@@ -32,7 +32,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use delete::Deletion;
+pub use delete::{Deletion, DeletionWatch};
 pub use error::RepositoryError;
 pub use init::{InitReport, init};
 pub use publish::Publication;
@@ -267,13 +267,8 @@ impl Repository {
         self.shared.store.remove_empty_folder(folder);
     }
 
-    /// Deletes these objects, in lists where the store takes them; of each whether it is gone, in order. `go_on` sees each result as it
-    /// comes, and is asked before each request (with `None`): once it says no, nothing new is begun. One object that will not go stops no other.
-    pub fn delete_all(
-        &self,
-        objects: &[&StoredObject],
-        go_on: &(dyn Fn(Option<&Result<(), RepositoryError>>) -> bool + Sync),
-    ) -> Vec<Deletion> {
+    /// Deletes these objects, in lists where the store takes them; of each whether it is gone, in order. One object that will not go stops no other.
+    pub fn delete_all(&self, objects: &[&StoredObject], go_on: &DeletionWatch<'_>) -> Vec<Deletion> {
         delete::delete_all(self, objects, go_on)
     }
 
