@@ -4,11 +4,14 @@
 //! `make bench-peers` runs it as root (servers and tools run as `postgres`). `BENCH_GB` (default 1.75) sizes the cluster,
 //! `BENCH_DIR` (default /var/tmp/walhold-bench) holds it, `BENCH_SEGMENTS` (default 35) is how many
 //! segments of each kind are pushed and fetched, `BENCH_ROUNDS` (default 5) how many backups and restores, `BENCH_BACKLOG` (default
-//! 200) how many segments wait in a backlog, `BENCH_ONLY` picks one of `wal`, `backlog`, `backup`.
+//! 200) how many segments wait in a backlog, `BENCH_ONLY` picks one of `wal`, `backlog`, `backup`,
+//! `incremental`, `delta` (these two with at most 3 rounds of everything, for ten incrementals are taken), `files` (by name only: 100,000 files).
 
 mod backlog;
 mod cluster;
+mod files;
 mod floor;
+mod incremental;
 mod measure;
 mod object_server;
 mod replay;
@@ -75,6 +78,22 @@ fn main() {
     if only.is_empty() || only == "backup" {
         cluster.fill(gigabytes);
         backups(&bench, &cluster, rounds);
+    }
+    if only == "files" {
+        let tenants = variable("BENCH_TENANTS", "1000").parse().expect("BENCH_TENANTS is a number");
+        files::many_files(&bench, &cluster, tenants);
+    }
+    let few = rounds.min(3);
+    for (name, run) in [
+        ("incremental", incremental::incremental as fn(&Bench, &Cluster, usize)),
+        ("delta", incremental::delta),
+    ] {
+        if only.is_empty() || only == name {
+            if only == name {
+                cluster.fill(gigabytes);
+            }
+            run(&bench, &cluster, few);
+        }
     }
 }
 

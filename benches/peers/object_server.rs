@@ -12,6 +12,9 @@ use std::time::Duration;
 /// The bucket that every path begins with.
 pub const BUCKET: &str = "bucket";
 
+/// Names in one page of a listing, as S3 gives them.
+const PAGE: usize = 1000;
+
 /// A server process; ended when dropped.
 pub struct ObjectServer {
     process: Child,
@@ -287,22 +290,33 @@ impl Store {
 
     fn list(&self, request: &Request) -> Answer {
         let text = |name: &str| request.query.get(name).cloned().unwrap_or_default();
-        let (prefix, delimiter, after) = (text("prefix"), text("delimiter"), text("start-after"));
+        let (prefix, delimiter) = (text("prefix"), text("delimiter"));
+        // A page ends at a name; the next one begins behind it.
+        let after = text("start-after").max(text("continuation-token"));
         let (mut contents, mut folders) = (String::new(), std::collections::BTreeSet::new());
-        for (key, object) in
-            locked(&self.objects).range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix))
-        {
+        let (mut count, mut last, mut next) = (0, String::new(), None);
+        let objects = locked(&self.objects);
+        for (key, object) in objects.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)) {
             let rest = key.strip_prefix(&prefix).unwrap_or_default();
-            match rest.split_once('/').filter(|_| !delimiter.is_empty()) {
-                Some((folder, _)) => {
-                    folders.insert(format!("{prefix}{folder}/"));
-                }
-                None if *key > after => contents.push_str(&format!(
+            let folder = rest.split_once('/').filter(|_| !delimiter.is_empty()).map(|(folder, _)| folder);
+            let name = folder.map_or(key.clone(), |folder| format!("{prefix}{folder}/"));
+            if name <= after || name == last {
+                continue;
+            }
+            if count == PAGE {
+                next = Some(last.clone());
+                break;
+            }
+            count += 1;
+            if folder.is_some() {
+                folders.insert(name.clone());
+            } else {
+                contents.push_str(&format!(
                     "<Contents><Key>{key}</Key><LastModified>2026-11-21T00:00:00.000Z</LastModified><ETag>\"1\"</ETag><Size>{}</Size></Contents>",
                     object.len()
-                )),
-                None => {}
+                ));
             }
+            last = name;
         }
         let folders: String = folders
             .iter()
@@ -312,7 +326,11 @@ impl Store {
             "200 OK",
             "Content-Type: application/xml\r\n".to_owned(),
             format!(
-                "<ListBucketResult><IsTruncated>false</IsTruncated>{contents}{folders}</ListBucketResult>"
+                "<ListBucketResult><IsTruncated>{}</IsTruncated>{}{contents}{folders}</ListBucketResult>",
+                next.is_some(),
+                next.map_or(String::new(), |next| format!(
+                    "<NextContinuationToken>{next}</NextContinuationToken>"
+                )),
             ),
         )
     }

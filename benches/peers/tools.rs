@@ -147,6 +147,14 @@ impl Bench {
         as_postgres(&self.root, "pgbackrest", &[&option, "--stanza=main", "stanza-create"]);
     }
 
+    /// Lets pgBackRest store blocks instead of files.
+    pub fn allow_block_incrementals(&self) {
+        let configuration = self.pgbackrest_configuration();
+        let text = std::fs::read_to_string(&configuration).expect("read pgbackrest.conf");
+        let text = text.replace("[global]\n", "[global]\nrepo1-bundle=y\nrepo1-block=y\nbeta=y\n");
+        std::fs::write(&configuration, text).expect("write pgbackrest.conf");
+    }
+
     /// A call of a tool with its settings.
     pub fn invocation(&self, tool: Tool, cluster: &Cluster, arguments: &[&str]) -> Invocation {
         let text = |path: &Path| path.display().to_string();

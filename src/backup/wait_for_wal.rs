@@ -100,7 +100,8 @@ impl WalWait<'_> {
                 return Err(BackupError::Interrupted);
             }
             while_waiting(waited)?;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            // A look comes late by a quarter of the wait at most.
+            pause = (last_arrival.elapsed() / 4).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         }
     }
 
