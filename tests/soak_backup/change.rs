@@ -8,7 +8,7 @@ pub fn prepare(cluster: &Cluster, space: &str) {
     cluster.execute(&format!("CREATE TABLESPACE space LOCATION '{space}'"));
     cluster.execute("CREATE EXTENSION pg_visibility");
     cluster.execute(
-        "CREATE SEQUENCE numbers; CREATE TABLE ticks (at timestamptz DEFAULT clock_timestamp()); CREATE TABLE promised (gid text)",
+        "CREATE SEQUENCE numbers; CREATE TABLE given (number bigint); CREATE TABLE ticks (at timestamptz DEFAULT clock_timestamp()); CREATE TABLE promised (gid text)",
     );
     cluster.execute(
         "CREATE UNLOGGED TABLE unlogged AS SELECT i FROM generate_series(1, 1000) i; CREATE INDEX ON unlogged (i)",
@@ -46,7 +46,9 @@ pub fn change(cluster: &Cluster, random: &mut Random, step: u64) {
         ),
         14 => format!("SELECT lo_from_bytea(0, convert_to(repeat('{step}', {a}), 'UTF8'))"),
         15 => "SELECT lo_unlink(oid) FROM pg_largeobject_metadata ORDER BY oid LIMIT 1".to_owned(),
-        16 => format!("SELECT nextval('numbers') FROM generate_series(1, {b})"),
+        16 => format!(
+            "INSERT INTO given SELECT max(number) FROM (SELECT nextval('numbers') AS number FROM generate_series(1, {b})) s"
+        ),
         17 => format!("ALTER TABLE {table} SET TABLESPACE {}", random.pick(&["space", "pg_default"])),
         18 => format!("BEGIN; INSERT INTO promised VALUES ('{step}-{a}'); PREPARE TRANSACTION '{step}-{a}'"),
         19 => return finish_prepared(cluster, random),

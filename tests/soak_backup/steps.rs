@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::change::change;
 use crate::pages;
-use crate::state::{Backup, Line, State, lsn};
+use crate::state::{Backup, Line, Moment, State, lsn};
 use crate::support::postgres::{Cluster, StopMode};
 use crate::support::program::describe;
 use crate::world::World;
@@ -88,6 +88,7 @@ impl World<'_> {
             timeline: summary["stop_timeline"].as_u64().expect("a timeline") as u32,
             stop: lsn(&text("stop_lsn")),
             state,
+            taken: Instant::now(),
         };
         let told = format!("{} from {}", backup.id, text("changes_from"));
         *self.tally.backups.entry(text("changes_from")).or_default() += 1;
@@ -173,7 +174,7 @@ impl World<'_> {
             assert!(output.status.success(), "{}", describe(&output));
             place
         });
-        let are_logged = self.server.checksums || self.server.log_hints;
+        let are_logged = (self.server.checksums || self.server.log_hints) && self.line.timeline == 1;
         let hints = if are_logged { pages::Hints::Equal } else { pages::Hints::Masked };
         let compared = pages::assert_same(&twins[0], &twins[1], &kinds, hints, end);
         self.tally.pages_compared += compared.pages;
@@ -185,9 +186,13 @@ impl World<'_> {
 
     fn expire(&mut self) -> String {
         self.tally.did("expire");
-        let keep = self.random.between(1, 3) as usize;
-        let count = keep.to_string();
-        let arguments = ["expire", "--confirm", "--grace", "0s", "--keep-last", &count];
+        let policy = match self.random.chance(70) {
+            true => Policy::Last(self.random.between(1, 3) as usize),
+            false => Policy::Within(Duration::from_secs(60)),
+        };
+        let began = Instant::now();
+        let words = policy.words();
+        let arguments = ["expire", "--confirm", "--grace", "0s", words.0, &words.1];
         if self.random.chance(25) {
             // Killed somewhere, the next run finishes it.
             let mut child = self.spawn(&arguments);
@@ -198,46 +203,44 @@ impl World<'_> {
         }
         let output = self.run(&arguments);
         assert!(output.status.success(), "{}", describe(&output));
+        let took = began.elapsed();
         let left: Vec<String> =
             self.site.list().iter().map(|backup| backup["id"].as_str().expect("an id").to_owned()).collect();
         let before = self.backups.len();
-        let newest = self.backups.split_off(before.saturating_sub(keep));
-        for backup in &newest {
-            assert!(left.contains(&backup.id), "{} of the newest {keep} is gone: {left:?}", backup.id);
+        let is_kept = |at: usize, backup: &Backup| match policy {
+            Policy::Last(count) => at + count >= before,
+            Policy::Within(time) => backup.taken.elapsed() + took < time,
+        };
+        for (at, backup) in self.backups.iter().enumerate().filter(|(at, backup)| is_kept(*at, backup)) {
+            assert!(left.contains(&backup.id), "{} (number {at}) is gone: {policy:?}, {left:?}", backup.id);
         }
-        // A moment of the line that is followed, after a backup that the policy keeps, must stay; others may.
-        let (line, mut kept) = (self.line.clone(), Vec::new());
+        // A moment of the line that is followed must stay if the policy says so; others may.
+        let mut kept = Vec::new();
         for moment in std::mem::take(&mut self.moments) {
-            let is_followed = line.passes(moment.line.timeline, lsn(&moment.lsn));
-            let must = is_followed && newest.iter().any(|backup| moment.is_after(backup));
-            let place = self.site.cluster.directory("plan").join("data").display().to_string();
-            let timeline = moment.line.timeline.to_string();
-            let plan = self.run(&[
-                "restore",
-                "--plan",
-                "--clone",
-                "--pgdata",
-                &place,
-                "--timeline",
-                &timeline,
-                "--target-lsn",
-                &moment.lsn,
-                "--tablespace",
-                &format!("space={place}.space"),
-            ]);
+            let is_followed = self.line.passes(moment.line.timeline, lsn(&moment.lsn));
+            let mut bases = (0..before).filter(|at| moment.is_after(&self.backups[*at]));
+            let must = is_followed
+                && match policy {
+                    Policy::Last(count) => bases.any(|at| at + count >= before),
+                    Policy::Within(time) => moment.taken.elapsed() + took < time && bases.next().is_some(),
+                };
+            let plan = self.plan(&moment);
             match plan.status.code() {
                 Some(0) => kept.push(moment),
-                _ => assert!(!must, "{} is lost: {}", moment.name, describe(&plan)),
+                _ => assert!(!must, "{policy:?}: {} is lost: {}", moment.name, describe(&plan)),
             }
         }
         self.moments = kept;
         self.backups.retain(|backup| left.contains(&backup.id));
-        self.backups.extend(newest);
-        format!(
-            "expire to {keep}: {} of {before} backups, {} moments left",
-            self.backups.len(),
-            self.moments.len()
-        )
+        let counts = (self.backups.len(), self.moments.len());
+        format!("expire {policy:?}: {} of {before} backups, {} moments left", counts.0, counts.1)
+    }
+
+    fn plan(&self, moment: &Moment) -> std::process::Output {
+        let place = self.site.cluster.directory("plan").join("data").display().to_string();
+        let (timeline, space) = (moment.line.timeline.to_string(), format!("space={place}.space"));
+        let target = ["--timeline", &timeline, "--target-lsn", &moment.lsn, "--tablespace", &space];
+        self.run(&[&["restore", "--plan", "--clone", "--pgdata", &place], target.as_slice()].concat())
     }
 
     fn verify(&mut self) -> String {
@@ -272,6 +275,9 @@ impl World<'_> {
         let mut standby = Cluster::from_data_directory(self.site.cluster.major(), &place.join("data"));
         standby.start();
         standby.wait_for("replay", &format!("SELECT pg_last_wal_replay_lsn() >= '{last}'"));
+        if self.random.chance(40) {
+            self.back_up_standby(&standby, state.clone());
+        }
         match self.random.chance(50) {
             true => self.site.cluster.stop(StopMode::Fast),
             false => self.site.cluster.kill9(),
@@ -284,6 +290,14 @@ impl World<'_> {
             .expect("put the standby in its place");
         self.go_on(&state, "after a promotion");
         format!("promoted to timeline {}", self.line.timeline)
+    }
+
+    fn back_up_standby(&mut self, standby: &Cluster, state: State) {
+        self.tally.did("backup of a standby");
+        let mut command = self.site.command(&["backup-push", "--json"]);
+        let output = command.envs(standby.environment()).output().expect("run walhold");
+        assert!(output.status.success(), "{}", describe(&output));
+        self.listed(&output.stdout, Some(state));
     }
 
     /// Recovers the cluster itself to an earlier moment.
@@ -457,6 +471,22 @@ impl World<'_> {
             state: moment.state.clone(),
             what: format!("{} by {} from {}", moment.name, target[0], backup.id),
         })
+    }
+}
+
+/// What expire keeps.
+#[derive(Clone, Copy, Debug)]
+enum Policy {
+    Last(usize),
+    Within(Duration),
+}
+
+impl Policy {
+    fn words(self) -> (&'static str, String) {
+        match self {
+            Policy::Last(count) => ("--keep-last", count.to_string()),
+            Policy::Within(time) => ("--keep-within", format!("{}s", time.as_secs())),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::Instant;
 
 use crate::change;
 use crate::site::Site;
@@ -115,7 +116,7 @@ impl<'a> World<'a> {
         std::thread::sleep(std::time::Duration::from_millis(20));
         cluster.execute("INSERT INTO ticks DEFAULT VALUES");
         let line = self.line.clone();
-        self.moments.push(Moment { name, time, lsn, xid, line, state });
+        self.moments.push(Moment { name, time, lsn, xid, line, state, taken: Instant::now() });
     }
 
     /// A server made from what lies in `place`, recovered and promoted, archiving nothing.

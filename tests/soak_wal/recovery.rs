@@ -80,6 +80,8 @@ fn restored(site: &mut Site, random: &mut Random, mode: Mode) -> Cluster {
     let script = site.script("fetch", &fetch_command(mode));
     let mut copy = Cluster::from_data_directory(site.primary.major(), &data);
     copy.option("restore_command", &format!("{} %f %p", script.display()));
+    // How long a standby waits before it asks again.
+    copy.option("wal_retrieve_retry_interval", "200ms");
     copy
 }
 
