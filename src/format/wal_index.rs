@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::pg::recovery::TargetInclusion;
 pub use crate::pg::wal_event::{CheckpointKind, Outcome};
 use crate::pg::wal_event::{Event, decode_event, is_of_interest};
-use crate::pg::wal_record::{RecordHeader, decode_record, visit_blocks};
+use crate::pg::wal_record::{DecodedRecord, RecordHeader, decode_record, visit_blocks};
 use crate::pg::wal_storage::{changes_storage, decode_storage_change};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
 
@@ -252,8 +252,8 @@ impl WalIndex {
         }
     }
 
-    /// Takes in a record from its bytes, which may be only its beginning: what it means, what it does to files, which
-    /// blocks it changes. Records must come in LSN order. Gives back what it means.
+    /// Takes in a record from its header and its bytes, which may be only its beginning: what it means, what it does to files, which
+    /// blocks it changes. Records must come in LSN order.
     ///
     /// The record's CRC fits, so the server meant it: what is not understood has a layout that is not known, or is too long to have been
     /// kept.
@@ -261,59 +261,70 @@ impl WalIndex {
         &mut self,
         lsn: Lsn,
         end: Lsn,
+        header: &RecordHeader,
         bytes: &[u8],
-    ) -> Result<Option<Event>, RecordNotUnderstood> {
-        let header = RecordHeader::read(bytes).ok_or(RecordNotUnderstood)?;
-        let event = if is_of_interest(&header) || changes_storage(&header) {
-            self.add_meaning(lsn, end, bytes)
-        } else {
-            Ok(None)
-        };
+    ) -> Result<RecordMeaning, RecordNotUnderstood> {
+        if is_of_interest(header) || changes_storage(header) {
+            return self.add_meaning(lsn, end, header, bytes);
+        }
         let major = self.major();
         if let Some(blocks) = &mut self.blocks
             && visit_blocks(bytes, major, |block| blocks.add_block(block)).is_err()
         {
             self.blocks = None;
         }
-        event
+        Ok(RecordMeaning::Nothing)
     }
 
     fn add_meaning(
         &mut self,
         lsn: Lsn,
         end: Lsn,
+        header: &RecordHeader,
         bytes: &[u8],
-    ) -> Result<Option<Event>, RecordNotUnderstood> {
+    ) -> Result<RecordMeaning, RecordNotUnderstood> {
         let major = self.major();
         let Ok(record) = decode_record(bytes, major) else {
             let problem = self.not_understood();
             // What files it touches is not known; what it means for recovery is: nothing.
-            let of_interest = RecordHeader::read(bytes).is_none_or(|header| is_of_interest(&header));
-            return if of_interest { Err(problem) } else { Ok(None) };
+            return if is_of_interest(header) { Err(problem) } else { Ok(RecordMeaning::Nothing) };
         };
-        let event = decode_event(&record, major);
-        if let Ok(Some(event)) = &event {
-            self.add_event(lsn, end, event.clone());
-        }
-        let ended = match &event {
+        let meaning = match decode_event(&record, major) {
             Ok(Some(Event::TransactionEnd { xid, time, outcome })) => {
-                Some(TransactionEnd { lsn, end, xid: *xid, time: *time, outcome: *outcome })
+                let ended = TransactionEnd { lsn, end, xid, time, outcome };
+                self.add_transaction_end(ended);
+                Ok(RecordMeaning::TransactionEnd(ended))
             }
+            Ok(Some(Event::Switch)) => Ok(RecordMeaning::Switch),
+            Ok(event) => {
+                event.into_iter().for_each(|event| self.add_event(lsn, end, event));
+                Ok(RecordMeaning::Nothing)
+            }
+            Err(_) => Err(self.not_understood()),
+        };
+        if changes_storage(header) {
+            self.add_storage_changes(lsn, &record, meaning.ok());
+        }
+        if let Some(blocks) = &mut self.blocks {
+            record.blocks.iter().for_each(|block| blocks.add_block(block));
+        }
+        meaning
+    }
+
+    fn add_storage_changes(&mut self, lsn: Lsn, record: &DecodedRecord<'_>, meaning: Option<RecordMeaning>) {
+        let Ok(changes) = decode_storage_change(record, self.major()) else {
+            self.not_understood();
+            return;
+        };
+        let ended = match &meaning {
+            Some(RecordMeaning::TransactionEnd(ended)) => Some(ended),
             _ => None,
         };
-        match decode_storage_change(&record, major) {
-            Ok(changes) => {
-                for change in changes {
-                    self.blocks.iter_mut().for_each(|blocks| blocks.add_storage_change(&change));
-                    let files = self.files.get_or_insert_default();
-                    self.abridged |= !files.add(lsn, record.header.xid, ended.as_ref(), change);
-                }
-            }
-            Err(_) => {
-                self.not_understood();
-            }
+        for change in changes {
+            self.blocks.iter_mut().for_each(|blocks| blocks.add_storage_change(&change));
+            let files = self.files.get_or_insert_default();
+            self.abridged |= !files.add(lsn, record.header.xid, ended, change);
         }
-        event.map_err(|_| self.not_understood())
     }
 
     /// Something in this segment is not known.
@@ -345,6 +356,17 @@ impl WalIndex {
     pub(crate) fn major(&self) -> Option<u32> {
         Some(self.postgresql_major).filter(|major| *major != 0)
     }
+}
+
+/// What a record means to those who read on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum RecordMeaning {
+    /// Nothing that changes how WAL goes on.
+    Nothing,
+    /// The segment ends here, whatever bytes follow.
+    Switch,
+    /// A transaction ended.
+    TransactionEnd(TransactionEnd),
 }
 
 /// A record of interest whose meaning could not be read.

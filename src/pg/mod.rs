@@ -8,6 +8,7 @@ pub mod client;
 pub mod control;
 pub mod lsn;
 pub mod page_checksum;
+pub mod record_crc;
 pub mod recovery;
 pub mod system_identifier;
 pub mod timeline;

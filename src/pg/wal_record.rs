@@ -12,9 +12,6 @@ use super::wal_page::{read_u16, read_u32, read_u64};
 /// Bytes in the fixed header (`SizeOfXLogRecord`).
 pub const RECORD_HEADER_SIZE: usize = 24;
 
-/// The header's bytes that the CRC covers: all before `xl_crc`.
-const HEADER_CRC_BYTES: usize = 20;
-
 /// No record is longer: servers assemble one in memory (`XLogRecordMaxSize`, and `MaxAllocSize` before 16).
 pub const RECORD_LENGTH_LIMIT: u32 = 1 << 30;
 
@@ -77,13 +74,6 @@ impl RecordHeader {
             Some(major) => major >= 15 && self.rmgr >= RMGR_FIRST_CUSTOM,
         }
     }
-}
-
-/// The CRC that the header must carry: CRC-32C over everything behind the header (`body_crc`), then the header up to
-/// `xl_crc`. `None` if `header` has fewer than 24 bytes.
-pub fn record_crc(header: &[u8], body_crc: u32) -> Option<u32> {
-    let header: &[u8; RECORD_HEADER_SIZE] = header.first_chunk()?;
-    Some(crc32c::crc32c_append(body_crc, &header[..HEADER_CRC_BYTES]))
 }
 
 /// A relation's files (`RelFileLocator`, `RelFileNode` before 16).
@@ -237,7 +227,7 @@ struct Headers {
 
 impl Cursor<'_> {
     /// Reads all headers of a record that has `remaining` bytes from here on.
-    #[inline]
+    #[inline(always)]
     fn headers(
         &mut self,
         mut remaining: usize,
@@ -274,29 +264,34 @@ impl Cursor<'_> {
         Ok(found)
     }
 
+    #[inline(always)]
     fn skip(&mut self, bytes: usize) -> Result<(), DecodeRecordError> {
         self.rest = self.rest.get(bytes..).ok_or(TOO_SHORT)?;
         Ok(())
     }
 
+    #[inline(always)]
     fn u8(&mut self) -> Result<u8, DecodeRecordError> {
         let value = *self.rest.first().ok_or(TOO_SHORT)?;
         self.skip(1)?;
         Ok(value)
     }
 
+    #[inline(always)]
     fn u16(&mut self) -> Result<u16, DecodeRecordError> {
         let value = read_u16(self.rest, 0).ok_or(TOO_SHORT)?;
         self.skip(2)?;
         Ok(value)
     }
 
+    #[inline(always)]
     fn u32(&mut self) -> Result<u32, DecodeRecordError> {
         let value = read_u32(self.rest, 0).ok_or(TOO_SHORT)?;
         self.skip(4)?;
         Ok(value)
     }
 
+    #[inline(always)]
     fn block(
         &mut self,
         id: u8,
@@ -329,6 +324,7 @@ impl Cursor<'_> {
         })
     }
 
+    #[inline(always)]
     fn image(&mut self, major: Option<u32>) -> Result<BlockImage, DecodeRecordError> {
         let length = self.u16()?;
         let _hole_offset = self.u16()?;
@@ -346,6 +342,7 @@ impl Cursor<'_> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::record_crc::record_crc;
     use super::*;
 
     /// A record of these headers and data with a valid CRC.

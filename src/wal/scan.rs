@@ -5,12 +5,14 @@
 //! same. Follows `src/backend/access/transam/xlogreader.c`.
 
 use crate::format::wal_index::{
-    BlockChanges, FRAGMENT_LIMIT, FileEvents, Fragment, RecordVerdict, TransactionEnd, WalIndex,
+    BlockChanges, FRAGMENT_LIMIT, FileEvents, Fragment, RecordMeaning, RecordVerdict, TransactionEnd,
+    WalIndex,
 };
-use crate::pg::wal_event::{Event, is_of_interest};
+use crate::pg::record_crc::{record_crc, whole_record_crc};
+use crate::pg::wal_event::is_of_interest;
 use crate::pg::wal_page::{LongPageHeader, PageHeader, WAL_PAGE_SIZE, read_u32};
 use crate::pg::wal_record::{
-    BLOCK_HEADERS_LIMIT, RECORD_HEADER_SIZE, RECORD_LENGTH_LIMIT, RMGR_XLOG, RecordHeader, record_crc,
+    BLOCK_HEADERS_LIMIT, RECORD_HEADER_SIZE, RECORD_LENGTH_LIMIT, RMGR_XLOG, RecordHeader,
 };
 use crate::pg::wal_storage::changes_storage;
 use crate::pg::{Lsn, WalSegmentName};
@@ -278,7 +280,7 @@ impl SegmentScanner {
             let open = std::mem::take(&mut self.open);
             self.state = State::BetweenRecords;
             let end = self.next_page.plus(next as u64);
-            self.finish_record(open.lsn, end, &open.bytes, open.crc)?;
+            self.finish_continued(&open, end)?;
             self.open = open;
         }
         Ok(next)
@@ -298,14 +300,13 @@ impl SegmentScanner {
         if let Some(header) = &header {
             self.check_record_header(lsn, header)?;
         }
-        let Some(record) = rest.get(..length) else {
+        let (Some(header), Some(record)) = (header, rest.get(..length)) else {
             self.open.begin(lsn, total_length, rest);
             self.state = State::InRecord;
             return Ok(page.len());
         };
         let next = at + length.next_multiple_of(8);
-        let body_crc = crc32c::crc32c(record.get(RECORD_HEADER_SIZE..).unwrap_or_default());
-        self.finish_record(lsn, self.next_page.plus(next as u64), record, body_crc)?;
+        self.finish_record(lsn, self.next_page.plus(next as u64), &header, record, whole_record_crc(record))?;
         Ok(next)
     }
 
@@ -337,26 +338,37 @@ impl SegmentScanner {
         Ok(())
     }
 
-    /// The record is complete: `bytes` are its first ones, at least the header.
-    fn finish_record(&mut self, lsn: Lsn, end: Lsn, bytes: &[u8], body_crc: u32) -> Result<(), Stop> {
-        let Some(header) = RecordHeader::read(bytes) else {
-            return Err(Stop::Damaged(lsn, "record is shorter than its header".to_owned()));
+    /// A record that came in pieces is complete.
+    fn finish_continued(&mut self, open: &OpenRecord, end: Lsn) -> Result<(), Stop> {
+        let Some(header) = RecordHeader::read(&open.bytes) else {
+            return Err(Stop::Damaged(open.lsn, "record is shorter than its header".to_owned()));
         };
-        if record_crc(bytes, body_crc) != Some(header.crc) {
+        self.finish_record(open.lsn, end, &header, &open.bytes, record_crc(&open.bytes, open.crc))
+    }
+
+    /// The record is complete and has this CRC: `bytes` are its first ones, at least the header.
+    #[inline]
+    fn finish_record(
+        &mut self,
+        lsn: Lsn,
+        end: Lsn,
+        header: &RecordHeader,
+        bytes: &[u8],
+        crc: Option<u32>,
+    ) -> Result<(), Stop> {
+        if crc != Some(header.crc) {
             return Err(Stop::Damaged(lsn, "record has a wrong CRC".to_owned()));
         }
         self.note_beginning(lsn, Some(header.previous));
         self.index.record_count += 1;
         self.previous = Some(lsn);
-        match self.index.add_record(lsn, end, bytes) {
-            Ok(Some(Event::Switch)) => self.state = State::Switched,
-            Ok(Some(Event::TransactionEnd { xid, time, outcome })) => {
-                if let Some(ends) = &mut self.ends {
-                    ends.push(TransactionEnd { lsn, end, xid, time, outcome });
-                }
+        match self.index.add_record(lsn, end, header, bytes) {
+            Ok(RecordMeaning::Switch) => self.state = State::Switched,
+            Ok(RecordMeaning::TransactionEnd(ended)) => {
+                self.ends.iter_mut().for_each(|ends| ends.push(ended))
             }
             // What is not understood is marked in the index.
-            Ok(_) | Err(_) => {}
+            Ok(RecordMeaning::Nothing) | Err(_) => {}
         }
         Ok(())
     }

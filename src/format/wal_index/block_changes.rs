@@ -27,6 +27,9 @@ const NO_LIMIT: u32 = u32::MAX;
 /// Forks that were used last are found without the map.
 const RECENT: usize = 32;
 
+/// Blocks that were taken in last are known without their set: busy pages come again and again.
+const RECENT_BLOCKS: usize = 256;
+
 /// What changed in one fork.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Fork {
@@ -72,6 +75,8 @@ pub struct BlockChanges {
     forks: Vec<Fork>,
     places: HashMap<ForkKey, usize, BuildHasherDefault<KeyHasher>>,
     recent: [usize; RECENT],
+    /// None, or [`RECENT_BLOCKS`] places for blocks that are in their sets. Emptied when a set is cut.
+    recent_blocks: Vec<(ForkKey, u32)>,
 }
 
 /// The changes of one fork as [`BlockChanges::of`] finds them.
@@ -114,8 +119,20 @@ impl BlockChanges {
     #[inline]
     pub fn add_block(&mut self, block: &BlockReference) {
         if block.fork != ForkNumber::FREE_SPACE_MAP {
-            let key = ForkKey { relation: block.relation, fork: block.fork };
-            self.fork(key).blocks.insert(block.block);
+            let touched = (ForkKey { relation: block.relation, fork: block.fork }, block.block);
+            let slot = (block.relation.relation.wrapping_mul(31) ^ block.block) as usize % RECENT_BLOCKS;
+            if self.recent_blocks.get(slot) != Some(&touched) {
+                self.fork(touched.0).blocks.insert(touched.1);
+                self.remember(slot, touched);
+            }
+        }
+    }
+
+    fn remember(&mut self, slot: usize, touched: (ForkKey, u32)) {
+        // The first one fills every place: it is in its set, whichever place it is found in.
+        self.recent_blocks.resize(RECENT_BLOCKS, touched);
+        if let Some(place) = self.recent_blocks.get_mut(slot) {
+            *place = touched;
         }
     }
 
@@ -144,6 +161,7 @@ impl BlockChanges {
         if fork == ForkNumber::FREE_SPACE_MAP {
             return;
         }
+        self.recent_blocks.clear();
         let forks: &[ForkNumber] = match fork {
             EVERY_FORK => &[ForkNumber::MAIN, ForkNumber::VISIBILITY_MAP, ForkNumber::INIT],
             _ => &[],

@@ -5,8 +5,9 @@
 
 use super::{Fragment, RecordVerdict, WalIndex};
 use crate::pg::Lsn;
+use crate::pg::record_crc::record_crc;
 use crate::pg::wal_page::{LONG_HEADER_SIZE, SHORT_HEADER_SIZE, WAL_PAGE_SIZE};
-use crate::pg::wal_record::{RECORD_HEADER_SIZE, RecordHeader, record_crc};
+use crate::pg::wal_record::{RECORD_HEADER_SIZE, RecordHeader};
 
 /// One segment with everything that begins in it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -146,9 +147,11 @@ impl IndexChain {
             let problem = format!("the record at {} has a wrong CRC", open.record);
             return (SpanningRecord::Unfinished, Some(problem));
         }
-        match origin.add_record(open.record, end, &open.bytes) {
-            Ok(_) => (SpanningRecord::Complete { end }, None),
-            Err(_) => (SpanningRecord::TooLong { end }, None),
+        let understood = RecordHeader::read(&open.bytes)
+            .is_some_and(|header| origin.add_record(open.record, end, &header, &open.bytes).is_ok());
+        match understood {
+            true => (SpanningRecord::Complete { end }, None),
+            false => (SpanningRecord::TooLong { end }, None),
         }
     }
 }
