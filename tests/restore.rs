@@ -165,6 +165,9 @@ fn the_verdict_is_never_that_of_an_earlier_recovery() {
     site.backup = site.back_up();
     let moment = site.moment();
     site.cluster.archive_now();
+    // It is not the server's: backups are without it.
+    site.restore(&site.target("plain"), &["--clone", "--target-immediate"]).expect_success();
+    assert!(log.exists() && !site.target("plain").join("walhold-recovery.log").exists());
     site.started("again", &["--clone", "--target-time", &moment.time], |run, client| {
         assert_eq!(count(client), moment.rows);
         assert!(run.stdout.contains("target reached: recovery stopping before commit"), "{run:?}");
@@ -475,9 +478,14 @@ fn configuration_outside_the_data_directory_is_brought_along() {
     }
     fs::create_dir(etc.join("conf.d")).expect("conf.d");
     fs::write(etc.join("conf.d/mine.conf"), "work_mem = '5MB'\n").expect("write a file");
+    // Whatever sets nothing is not in the backup, and the server does not start without it.
+    fs::create_dir(etc.join("empty.d")).expect("empty.d");
+    for silent in ["silent.conf", "conf.d/silent"] {
+        fs::write(etc.join(silent), "# nothing\n").expect("write a file");
+    }
     let mut lines = fs::read_to_string(etc.join("postgresql.conf")).expect("postgresql.conf");
     lines += &format!(
-        "\ndata_directory = '{}'\nhba_file = '{1}/pg_hba.conf'\nident_file = '{1}/pg_ident.conf'\ninclude_dir = 'conf.d'\n",
+        "\ndata_directory = '{}'\nhba_file = '{1}/pg_hba.conf'\nident_file = '{1}/pg_ident.conf'\ninclude_dir = 'conf.d'\ninclude_dir = 'empty.d'\ninclude 'conf.d/silent'\ninclude 'silent.conf'\n",
         data.display(),
         etc.display()
     );
@@ -485,6 +493,9 @@ fn configuration_outside_the_data_directory_is_brought_along() {
     ServerUser::get().own(&etc);
     site.cluster.option("config_file", &etc.join("postgresql.conf").display().to_string());
     site.cluster.restart();
+    // What an earlier restore left there, and no server reads.
+    fs::write(data.join("postgresql.conf"), "work_mem = '1MB'\ninclude_dir = 'gone.d'\n").expect("write it");
+    ServerUser::get().own(&data.join("postgresql.conf"));
     site.back_up();
     site.cluster.archive_now();
     let before = contents(&etc);

@@ -199,3 +199,52 @@ fn only_the_same_clusters_directory_is_taken_over() {
     let control = |directory: &Path| fs::read(directory.join("global/pg_control")).expect("pg_control");
     assert!(control(foreign)[..8] == control(&site.target("new"))[..8], "it is the restored cluster's");
 }
+
+/// What the server still has to archive, what has another content than the stored one, and what is stored as a partial segment alone, lies nowhere else.
+#[test]
+fn wal_counts_as_archived_by_its_content_alone() {
+    let mut site = Site::start(Cluster::builder(15).wal_segment_mib(1));
+    let names: Vec<String> = (0..4).map(|_| site.cluster.archive_now()).collect();
+    site.cluster.kill9();
+    let data = site.cluster.data_directory().to_owned();
+    let wal = data.join("pg_wal");
+    let [same, ready, other, partial] = names.as_slice() else { panic!("four segments") };
+    fs::rename(
+        wal.join(format!("archive_status/{ready}.done")),
+        wal.join(format!("archive_status/{ready}.ready")),
+    )
+    .expect("archive it again");
+    let mut bytes = fs::read(wal.join(other)).expect("read a segment");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(wal.join(other), &bytes).expect("change a segment");
+    // Only the partial segment is stored of this one.
+    fs::copy(wal.join(partial), wal.join(format!("{partial}.partial"))).expect("copy a segment");
+    ServerUser::get().own(&wal);
+    let mut push = site.command(&["wal-push", &format!("pg_wal/{partial}.partial")]);
+    run(push.current_dir(&data)).expect_success();
+    fs::remove_file(site.stored(&format!("/{partial}"))).expect("lose the segment");
+    // The end of the line is not what is looked at here.
+    let plan = site.restore(&data, &["--delta", "--target-immediate", "--plan", "--json"]);
+    plan.expect_success();
+    let plan: serde_json::Value = serde_json::from_str(&plan.stdout).expect("JSON");
+    let kept: Vec<&str> = plan["existing"]["unarchived_wal"]
+        .as_array()
+        .expect("names")
+        .iter()
+        .map(|name| name.as_str().expect("a name"))
+        .collect();
+    for (name, is_kept) in [(same, false), (ready, true), (other, true), (partial, true)] {
+        assert_eq!(kept.contains(&name.as_str()), is_kept, "{name}: {kept:?}");
+    }
+    assert!(!kept.contains(&format!("{partial}.partial").as_str()), "{kept:?}");
+    site.restore(&data, &["--delta", "--target-immediate"]).expect_success();
+    let beside = data.parent().expect("a parent");
+    let aside = fs::read_dir(beside)
+        .expect("list")
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().starts_with("data.wal-kept-"));
+    let aside = aside.expect("a directory for them").path();
+    assert!(fs::read(aside.join(other)).expect("the changed segment") == bytes);
+    assert!(aside.join(ready).exists() && aside.join(partial).exists() && !aside.join(same).exists());
+}

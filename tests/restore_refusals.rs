@@ -382,3 +382,33 @@ fn a_disk_that_fills_while_files_are_written_is_told_and_cleaned_up() {
     proxy.set(Fault::None);
     support::archive::run(&mut command).expect_success();
 }
+
+/// After an upgrade the name holds backups of two systems: each is restored along its own WAL.
+#[test]
+fn a_backup_of_an_older_system_is_proven_by_its_own_wal() {
+    let site = Site::start(Cluster::builder(15));
+    let moment = site.moment();
+    let last = site.cluster.archive_now();
+    let newer = Cluster::builder(15).create();
+    let configuration = site.directory.join("walhold.toml").display().to_string();
+    newer.archive_with(support::program::walhold(), &[("WALHOLD_CONFIG", &configuration)]);
+    let mut newer = newer;
+    newer.start();
+    let data = newer.data_directory().display().to_string();
+    let mut push = site.command(&["backup-push", "--pgdata", &data]);
+    support::archive::run(push.envs(newer.environment())).expect_success();
+    let target = site.target("older");
+    for wanted in [vec!["--target-time", moment.time.as_str()], vec![]] {
+        let plan = site
+            .restore(&target, &[&["--plan", "--backup", site.backup.as_str()], wanted.as_slice()].concat());
+        plan.expect_success();
+        assert!(plan.stdout.contains(&format!(" to {last}, ")), "{plan:?}");
+    }
+    let run = site.restore(&target, &["--plan"]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    assert!(
+        run.error_line().starts_with("backups of different clusters lie under this name: ")
+            && run.error_line().ends_with("  HINT: name the backup with --backup"),
+        "{run:?}"
+    );
+}

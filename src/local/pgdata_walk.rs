@@ -78,8 +78,12 @@ impl Explain for WalkError {
 const EMPTIED_DIRECTORIES: [&str; 7] =
     ["pg_stat_tmp", "pg_replslot", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots", "pg_subtrans"];
 
-/// Files that are never saved, wherever they are: they belong to the running server or to an earlier backup.
-const EXCLUDED_FILES: [&str; 10] = [
+/// The log of a recovery that `restore --start` watched, in the data directory.
+pub const RECOVERY_LOG: &str = "walhold-recovery.log";
+
+/// Files that are never saved, wherever they are: they belong to the running server, to an earlier backup or to an earlier restore.
+const EXCLUDED_FILES: [&str; 11] = [
+    RECOVERY_LOG,
     "postgresql.auto.conf.tmp",
     "current_logfiles.tmp",
     "backup_label",
@@ -479,6 +483,7 @@ mod tests {
             "current_logfiles.tmp",
             "tablespace_map",
             "tablespace_map.old",
+            "walhold-recovery.log",
         ];
         kept.iter().chain(&left_out).for_each(|path| write(pgdata, path));
         symlink("/etc/passwd", pgdata.join("server.crt")).unwrap();

@@ -145,7 +145,8 @@ pub struct AdoptedFile {
 }
 
 /// Which files from outside PGDATA are restored into it: `postgresql.conf` and what lies beside or below it (Debian keeps all of it in
-/// `/etc/postgresql`), unless PGDATA has its own file of that name. Nothing is ever written to where they were.
+/// `/etc/postgresql`). A file of that name in PGDATA is not what the server used, perhaps what an earlier restore left, and gives way to
+/// it. Nothing is ever written to where they were.
 pub fn adopted_files(manifest: &Manifest) -> Vec<AdoptedFile> {
     let external = |file: &&FileEntry| file.root == Root::External;
     let path_of = |file: &FileEntry| PathBuf::from("/").join(String::from_utf8_lossy(&file.path).as_ref());
@@ -161,9 +162,7 @@ pub fn adopted_files(manifest: &Manifest) -> Vec<AdoptedFile> {
             .find(|name| from.file_name().is_some_and(|file_name| file_name == **name))
             .map(PathBuf::from);
         let Some(to) = beside.or(by_name) else { continue };
-        let bytes = std::os::unix::ffi::OsStrExt::as_bytes(to.as_os_str());
-        let taken = manifest.files.iter().any(|own| own.root == Root::DataDirectory && own.path == bytes);
-        if !taken {
+        if !adopted.iter().any(|other: &AdoptedFile| other.to == to) {
             adopted.push(AdoptedFile { file: index, from, to });
         }
     }

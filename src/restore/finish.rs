@@ -10,6 +10,7 @@ use std::path::Path;
 
 use super::configuration::{READ_AHEAD, auto_conf, own_places_text, without_recovery_settings};
 use super::error::RestoreError;
+use super::includes::Included;
 use super::layout::ownership;
 use super::place::{Owner, UNFINISHED};
 use super::plan::{RestorePlan, find_file};
@@ -30,6 +31,9 @@ pub fn write_recovery_files(plan: &RestorePlan) -> Result<(), RestoreError> {
     }
     if !plan.own_places.is_empty() {
         writer.append("postgresql.conf", &own_places_text(&plan.own_places))?;
+    }
+    for stand_in in plan.stand_ins.iter().filter(|stand_in| stand_in.kind == Included::File) {
+        writer.write(&stand_in.path.to_string_lossy(), b"")?;
     }
     let restored = match find_file(&plan.manifest, b"postgresql.auto.conf") {
         Some(_) => writer.read("postgresql.auto.conf")?,

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::delta::clear::leads_to;
 use super::error::RestoreError;
+use super::includes::Included;
 use super::place::{DirectoryState, Owner, Place, UNFINISHED};
 use super::plan::RestorePlan;
 use crate::format::manifest::Manifest;
@@ -96,14 +97,17 @@ pub fn lay_out(place: &Place, manifest: &Manifest, started: &str) -> Result<Clea
     Ok(cleanup)
 }
 
-/// Makes the directories that configuration from outside PGDATA goes into (`conf.d`).
+/// Makes the directories that configuration from outside PGDATA goes into, or includes (`conf.d`).
 pub fn make_adopted_directories(plan: &RestorePlan) -> Result<(), RestoreError> {
     let maker = Maker { owner: ownership(&plan.place) };
-    for adopted in &plan.adopted {
-        let parents: Vec<&Path> =
-            adopted.to.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
-        for parent in parents.into_iter().rev() {
-            let directory = plan.place.pgdata.join(parent);
+    let of_files = plan.adopted.iter().map(|adopted| (Included::File, &adopted.to));
+    let of_stand_ins = plan.stand_ins.iter().map(|stand_in| (stand_in.kind, &stand_in.path));
+    for (kind, path) in of_files.chain(of_stand_ins) {
+        let own = usize::from(kind == Included::File);
+        let directories: Vec<&Path> =
+            path.ancestors().skip(own).filter(|path| !path.as_os_str().is_empty()).collect();
+        for directory in directories.into_iter().rev() {
+            let directory = plan.place.pgdata.join(directory);
             if !directory.is_dir() {
                 maker.make(&directory, 0o700)?;
             }

@@ -11,6 +11,7 @@ pub mod delta;
 pub mod error;
 pub mod fetch;
 pub mod finish;
+mod includes;
 mod later_tablespaces;
 pub mod layout;
 pub mod lease;
@@ -29,6 +30,7 @@ pub mod target_files;
 pub mod time_text;
 pub mod watch;
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -138,8 +140,11 @@ const WRITTEN_OTHERWISE: [&[u8]; 9] = [
 /// Which files of the manifest are written, and where.
 fn select_files(plan: &RestorePlan) -> Vec<(usize, PathBuf)> {
     let pgdata = &plan.place.pgdata;
+    let adopted: HashSet<&[u8]> =
+        plan.adopted.iter().map(|adopted| adopted.to.as_os_str().as_bytes()).collect();
     let place_of = |(index, file): (usize, &FileEntry)| match file.root {
         Root::DataDirectory if WRITTEN_OTHERWISE.contains(&file.path.as_slice()) => None,
+        Root::DataDirectory if adopted.contains(file.path.as_slice()) => None,
         Root::DataDirectory => Some((index, pgdata.join(OsStr::from_bytes(&file.path)))),
         Root::External => {
             let adopted = plan.adopted.iter().find(|adopted| adopted.file == index)?;

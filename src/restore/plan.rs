@@ -11,8 +11,10 @@ use super::configuration::{
     AdoptedFile, READ_AHEAD, adopted_files, credential_variables, lowered_limits, own_places,
     recovery_end_command, restore_command,
 };
-use super::delta::examine::{Existing, Over, find_unarchived};
+use super::delta::examine::Over;
+use super::delta::old_wal::{Existing, find_unarchived};
 use super::error::RestoreError;
+use super::includes::StandIn;
 use super::packs::{FoundPack, find_packs, read_file};
 use super::place::{self, DirectoryState, Place};
 use super::prove::Limit;
@@ -94,6 +96,8 @@ pub struct RestorePlan {
     pub control: Vec<u8>,
     /// Configuration from outside PGDATA that goes into it.
     pub adopted: Vec<AdoptedFile>,
+    /// What the configuration includes and nobody has.
+    pub stand_ins: Vec<StandIn>,
     /// Lines for postgresql.conf that undo what names the original's files.
     pub own_places: Vec<(String, String)>,
     /// What the server recovers with.
@@ -118,9 +122,8 @@ pub fn make_plan(
     check_request(&request)?;
     let catalogue = Catalogue { repository, cluster: &config.cluster, keys };
     let (mut summaries, mut passed_over) = usable_backups(catalogue.list()?, &request.backup)?;
-    let newest = summaries.iter().max_by_key(|backup| (backup.stop_time, &backup.id)).cloned();
-    let newest = newest.as_ref();
-    let zone = newest.map_or("UTC", |newest| newest.time_zone.as_str());
+    let reference = reference_backup(&summaries, &request.backup).cloned();
+    let zone = reference.as_ref().map_or("UTC", |backup| backup.time_zone.as_str());
     let target = request.target.resolve(zone)?;
     let question = Question {
         target: target.clone(),
@@ -130,8 +133,8 @@ pub fn make_plan(
         role: request.role,
         gap: if config.wal.allow_gap { GapPolicy::EndOfArchive } else { GapPolicy::Refuse },
     };
-    let stored_wal = match newest {
-        Some(newest) => StoredWal::open(repository, &config.cluster, keys, newest)?,
+    let stored_wal = match &reference {
+        Some(backup) => StoredWal::open(repository, &config.cluster, keys, backup)?,
         None => return Err(choose_without_backups(&question)),
     };
     let (choice, manifest) =
@@ -141,7 +144,7 @@ pub fn make_plan(
         place::examine(&request.pgdata, &manifest, &request.tablespaces, wal_room(&choice), request.over)?;
     let existing = match place.pgdata_state {
         DirectoryState::Existing => {
-            Some(find_unarchived(&place.pgdata, repository, &config.cluster, &manifest)?)
+            Some(find_unarchived(&place.pgdata, repository, &config.cluster, keys, &manifest)?)
         }
         DirectoryState::Absent | DirectoryState::Empty => None,
     };
@@ -149,6 +152,7 @@ pub fn make_plan(
     let control = read_control(repository, &packs, keys, &manifest)?;
     let mut plan = RestorePlan {
         adopted: adopted_files(&manifest),
+        stand_ins: Vec::new(),
         own_places: Vec::new(),
         recovery: Recovery::default(),
         extra_settings: extra_settings(&request),
@@ -195,6 +199,19 @@ fn usable_backups(
         Some(error) if usable.is_empty() => Err(error.into()),
         _ => Ok((usable, warnings)),
     }
+}
+
+/// The backup whose cluster's WAL and time zone count: the one that was asked for, which may be of a system that was there before an upgrade, or
+/// the newest.
+fn reference_backup<'a>(
+    summaries: &'a [BackupSummary],
+    request: &BackupRequest,
+) -> Option<&'a BackupSummary> {
+    let asked = |backup: &&BackupSummary| match request {
+        BackupRequest::Id(id) => backup.id == *id,
+        BackupRequest::Auto => true,
+    };
+    summaries.iter().filter(asked).max_by_key(|backup| (backup.stop_time, &backup.id))
 }
 
 /// The backup that fits best among those whose whole manifest can be read: a listing reads only its end. One that was asked for by its id
@@ -429,7 +446,7 @@ impl RestorePlan {
                 "postgresql.conf gets {name} = '{value}', because it names a file of the original"
             ));
         }
-        Ok(())
+        self.look_for_included(&settings, repository, keys)
     }
 
     fn add_warnings(&mut self) {

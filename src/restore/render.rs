@@ -433,6 +433,6 @@ fn verdict_text(plan: &RestorePlan, verdict: &Verdict) -> String {
         }
     };
     let reached = if verdict.end == RecoveryEnd::Following { "consistent".to_owned() } else { reached };
-    let log = plan.place.pgdata.join(super::start::LOG_NAME);
+    let log = plan.place.pgdata.join(crate::local::pgdata_walk::RECOVERY_LOG);
     format!("{reached}; {}\n{now}; it logs to {} until it is restarted\n", facts.join(", "), log.display())
 }

@@ -1,7 +1,7 @@
 //! Start: the restored server, run by the owner of its files, with a log that [`super::watch`] can read.
 //!
 //! The server goes on when walhold ends. Until it is restarted by whatever service manages it, it logs to
-//! [`LOG_NAME`] in its data directory, whatever its configuration says.
+//! [`RECOVERY_LOG`] in its data directory, whatever its configuration says.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
@@ -13,9 +13,7 @@ use super::binaries::ServerBinaries;
 use super::error::RestoreError;
 use super::layout::ownership;
 use super::plan::{RestorePlan, StartRequest};
-
-/// The log of the recovery, in the data directory.
-pub const LOG_NAME: &str = "walhold-recovery.log";
+use crate::local::pgdata_walk::RECOVERY_LOG;
 
 /// A server that was started.
 pub struct StartedServer {
@@ -36,7 +34,7 @@ const LOG_SETTINGS: [&str; 5] = [
 
 /// Starts the server of the plan.
 pub fn start(plan: &RestorePlan, binaries: &ServerBinaries) -> Result<StartedServer, RestoreError> {
-    let log = plan.place.pgdata.join(LOG_NAME);
+    let log = plan.place.pgdata.join(RECOVERY_LOG);
     let fail = |error: &std::io::Error| RestoreError::local("create", &log, error);
     // A server that was itself recovered so was backed up with its log: read as this one's, it would tell of another recovery's end.
     match std::fs::remove_file(&log) {

@@ -66,6 +66,8 @@ pub struct LogFindings {
     shut_down_at_target: bool,
     /// The last FATAL or PANIC.
     fatal: Option<String>,
+    /// What was said last, without a meaning of its own here: what is wrong in a configuration file is said so.
+    last: Option<String>,
     /// The server's hint.
     hint: Option<String>,
     /// The last error of walhold's own wal-fetch, which writes into the server's log.
@@ -109,10 +111,13 @@ impl LogFindings {
                 "database \"",
             ];
             if !client.iter().any(|beginning| rest.starts_with(beginning)) {
-                self.fatal = Some(rest.to_owned());
+                let reason = self.last.take().filter(|_| rest.ends_with("contains errors"));
+                self.fatal = Some(reason.map_or(rest.to_owned(), |reason| format!("{rest}: {reason}")));
             }
         } else if let Some(rest) = after("HINT:  ") {
             self.hint = Some(rest.to_owned());
+        } else if let Some(rest) = after("LOG:  ") {
+            self.last = Some(rest.to_owned());
         }
     }
 
@@ -267,6 +272,20 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "the server stopped before the target was reached: it said: recovery ended before configured recovery target was reached"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_configuration_is_told() {
+        let findings = read(
+            "x LOG:  could not open configuration directory \"/data/conf.d\": No such file or directory\n\
+             x FATAL:  configuration file \"/data/postgresql.conf\" contains errors\n",
+        );
+        let error = stopped_short(&findings, "exit status: 1", Path::new("/data/log"));
+        assert_eq!(
+            error.to_string(),
+            "the server stopped before the target was reached: it said: configuration file \"/data/postgresql.conf\" contains errors: \
+             could not open configuration directory \"/data/conf.d\": No such file or directory"
         );
     }
 

@@ -1,20 +1,12 @@
-//! What a delta restore finds, looked at by the plan: nothing here writes.
+//! Whose data directory a delta restore finds, looked at by the plan: nothing here writes.
 
-use std::collections::HashSet;
-use std::fs::{DirEntry, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::Serialize;
-
-use crate::format::manifest::Manifest;
-use crate::format::{ClusterName, keys};
+use crate::pg::SystemIdentifier;
 use crate::pg::control::ControlFile;
-use crate::pg::{ArchiveFileName, SystemIdentifier};
-use crate::repository::Repository;
 use crate::restore::RestoreError;
 use crate::restore::place::UNFINISHED;
-use crate::wal::first_page::{check_first_page, read_first_page};
 
 /// What a restore may find in its directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,15 +17,6 @@ pub enum Over {
     SameCluster,
     /// Any data directory (`--delta --other-cluster`).
     AnyCluster,
-}
-
-/// A data directory that is taken over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Existing {
-    /// Files of its pg_wal that are not in the repository.
-    pub unarchived_wal: Vec<String>,
-    /// Where they are put.
-    pub wal_kept_in: PathBuf,
 }
 
 /// Fails unless `pgdata`, which is not empty, may be taken over.
@@ -80,58 +63,6 @@ fn control_system(pgdata: &Path) -> Result<Option<SystemIdentifier>, RestoreErro
         )),
         Err(error) => Err(RestoreError::local("read", &path, &error)),
     }
-}
-
-/// Looks through the old pg_wal for what the repository does not have.
-pub fn find_unarchived(
-    pgdata: &Path,
-    repository: &Repository,
-    cluster: &ClusterName,
-    manifest: &Manifest,
-) -> Result<Existing, RestoreError> {
-    let system = manifest.summary.system_identifier;
-    let listed = repository.list(&keys::wal_folder(cluster, system))?;
-    let stored: HashSet<&str> = listed.iter().map(|object| object.key.as_str()).collect();
-    let mut unarchived_wal = Vec::new();
-    for (path, name) in wal_files(&pgdata.join("pg_wal"))? {
-        // A backup's history says what the manifest says better.
-        let matters = !matches!(name, ArchiveFileName::BackupHistory { .. });
-        let is_stored = || stored.contains(keys::wal(cluster, system, name).as_str());
-        if matters && holds_what_it_says(&path, name) && !is_stored() {
-            unarchived_wal.push(name.to_string());
-        }
-    }
-    unarchived_wal.sort();
-    Ok(Existing { unarchived_wal, wal_kept_in: kept_directory(pgdata) })
-}
-
-/// The files of a directory whose names are those of WAL; none if there is no such directory.
-fn wal_files(directory: &Path) -> Result<Vec<(PathBuf, ArchiveFileName)>, RestoreError> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
-    };
-    let entries = entries.map_err(|error| RestoreError::local("read", directory, &error))?;
-    let named = |entry: &DirEntry| Some((entry.path(), entry.file_name().to_str()?.parse().ok()?));
-    Ok(entries.iter().filter_map(named).collect())
-}
-
-/// Segments that the server made ready for later hold old WAL under a new name: nothing is lost with them.
-fn holds_what_it_says(path: &Path, name: ArchiveFileName) -> bool {
-    let (ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment)) = name else { return true };
-    let look = || {
-        let file = File::open(path)?;
-        io::Result::Ok((file.metadata()?.len(), read_first_page(&file)?))
-    };
-    // What can't be read may be anything.
-    look().map_or(true, |(length, page)| check_first_page(segment, &page, length, None).is_ok())
-}
-
-/// A directory beside PGDATA that is not there yet.
-fn kept_directory(pgdata: &Path) -> PathBuf {
-    let mut name = pgdata.as_os_str().to_owned();
-    name.push(format!(".wal-kept-{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")));
-    PathBuf::from(name)
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 pub mod clear;
 pub mod compare;
 pub mod examine;
+pub mod old_wal;
 
 pub use compare::{Kept, keep_what_is_right};
-pub use examine::{Existing, Over};
+pub use examine::Over;
+pub use old_wal::Existing;
