@@ -14,6 +14,7 @@ use crate::command::backup_list::BackupListArgs;
 use crate::command::backup_mark::BackupMarkArgs;
 use crate::command::backup_push::BackupPushArgs;
 use crate::command::backup_show::BackupShowArgs;
+use crate::command::check::CheckArgs;
 use crate::command::completions::CompletionsArgs;
 use crate::command::config::ConfigArgs;
 use crate::command::expire::ExpireArgs;
@@ -172,6 +173,7 @@ pub enum Verb {
         #[command(flatten)]
         jobs: JobsFlag,
     },
+    Check(CheckArgs),
     Agent(AgentArgs),
     Config(ConfigArgs),
     Keygen(KeygenArgs),
@@ -247,9 +249,6 @@ pub fn definition() -> clap::Command {
     CommandLine::command()
 }
 
-/// Commands that are planned and not there yet.
-const NOT_YET: [&str; 2] = ["check", "wal-verify"];
-
 fn usage_failure(error: &clap::Error) -> Failure {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -278,10 +277,6 @@ fn usage_failure(error: &clap::Error) -> Failure {
 }
 
 fn unknown_verb(verb: &str) -> Failure {
-    if NOT_YET.contains(&verb) {
-        return Failure::new(Cause::Usage, format!("{verb} is not available in this version of walhold"))
-            .with_hint("walhold --help lists the commands");
-    }
     let commands = definition();
     let names =
         commands.get_subcommands().filter(|command| !command.is_hide_set()).map(clap::Command::get_name);

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod backup;
+pub mod check;
 pub mod cli;
 pub mod codec;
 pub mod command;

@@ -73,6 +73,7 @@ fn dispatch(verb: Verb, config: &Config) -> Result<Outcome, Failure> {
         Verb::BackupList(args) => command::backup_list::run(args, config),
         Verb::BackupShow(args) => command::backup_show::run(args, config),
         Verb::BackupMark(args) => command::backup_mark::run(args, config),
+        Verb::Check(args) => command::check::run(args, config),
         Verb::Status(args) => command::status::run(args, config),
         Verb::Verify { args, .. } => command::verify::run(args, config),
         Verb::Expire { args, .. } => command::expire::run(args, config),

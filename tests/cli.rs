@@ -122,10 +122,7 @@ fn usage_errors_to_the_letter() {
         (vec![], "no command is given  HINT: walhold --help lists the commands"),
         (vec!["wal-psuh", "x"], "unknown command \"wal-psuh\"  HINT: did you mean wal-push?"),
         (vec!["nonsense"], "unknown command \"nonsense\"  HINT: walhold --help lists the commands"),
-        (
-            vec!["check"],
-            "check is not available in this version of walhold  HINT: walhold --help lists the commands",
-        ),
+        (vec!["chek"], "unknown command \"chek\"  HINT: did you mean check?"),
         (
             vec!["config", "--jsn"],
             "unexpected argument '--jsn' found  HINT: a similar argument exists: '--json'",

@@ -8,6 +8,7 @@ pub mod backup_list;
 pub mod backup_mark;
 pub mod backup_push;
 pub mod backup_show;
+pub mod check;
 pub mod completions;
 pub mod config;
 pub mod expire;

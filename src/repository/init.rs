@@ -6,18 +6,12 @@
 //! 4. write the marker, unless somebody was faster
 
 use super::directory::{DirectoryStore, MarkerRule, classify, foreign_name};
-use super::directory_publish::RawPublished;
-use super::naming::TEMPORARY_FOLDER;
+use super::probe::{probe, random_hex};
 use super::retry::retried;
 use super::store::Store;
 use super::{Patience, RepositoryError, RepositorySettings, connect, read};
-use crate::format::digest::to_hex;
 use crate::format::keys;
 use crate::format::marker::{CreateOnly, FORMAT_VERSION, Marker};
-
-/// What the probe writes, and what it tries to replace that with.
-const FIRST_BODY: &[u8] = b"walhold probe: the first content\n";
-const SECOND_BODY: &[u8] = b"walhold probe: a second content, which must not replace the first\n";
 
 /// What `init` did and found.
 #[derive(Clone, Debug)]
@@ -61,73 +55,6 @@ fn refuse_foreign_directory(directory: &DirectoryStore, patience: Patience) -> R
     }
 }
 
-/// Writes, reads back, lists, tries to replace, deletes: what every later command relies on.
-fn probe(store: &Store, patience: Patience) -> Result<CreateOnly, RepositoryError> {
-    let path = format!("{TEMPORARY_FOLDER}/probe-{}", random_hex(&keys::marker().to_string())?);
-    let probed = probe_object(store, &path, patience);
-    // Also after a failed probe, which is then what is told.
-    let deleted = store.delete(&path, patience);
-    let create_only = probed?;
-    deleted?;
-    match store.find(&path, patience)? {
-        None => {}
-        Some(_) => return Err(lies(&path, "it is still there after it was deleted")),
-    }
-    if let Store::Directory(directory) = store {
-        // Empty again; somebody else's probe may keep it.
-        let _ = std::fs::remove_dir(directory.shared.root.join(TEMPORARY_FOLDER));
-    }
-    Ok(create_only)
-}
-
-fn probe_object(store: &Store, path: &str, patience: Patience) -> Result<CreateOnly, RepositoryError> {
-    // `Exists` is an attempt of ours whose answer was lost: nobody else knows the name.
-    store.put(path, FIRST_BODY, CreateOnly::Suffixed, patience)?;
-    expect_content(store, path, FIRST_BODY, patience)?;
-    let listed = store.list(TEMPORARY_FOLDER, patience)?;
-    if !listed.iter().any(|object| object.path == path && object.size == FIRST_BODY.len() as u64) {
-        return Err(lies(path, "the listing does not show it right after it was written"));
-    }
-    let replaced = match store.put(path, SECOND_BODY, CreateOnly::Enforced, patience) {
-        // A store that does not know the condition refuses the request instead of ignoring it.
-        Err(RepositoryError::Address { .. }) => return Ok(CreateOnly::Suffixed),
-        replaced => replaced?,
-    };
-    match replaced {
-        RawPublished::Created => {
-            expect_content(store, path, SECOND_BODY, patience)?;
-            Ok(CreateOnly::Suffixed)
-        }
-        RawPublished::Exists(_) => {
-            expect_content(store, path, FIRST_BODY, patience)?;
-            let large = store.probe_large_objects(path, SECOND_BODY, patience)?;
-            let content = match large {
-                CreateOnly::Enforced => FIRST_BODY,
-                CreateOnly::Suffixed => SECOND_BODY,
-            };
-            expect_content(store, path, content, patience)?;
-            Ok(large)
-        }
-    }
-}
-
-fn expect_content(
-    store: &Store,
-    path: &str,
-    content: &[u8],
-    patience: Patience,
-) -> Result<(), RepositoryError> {
-    match store.find_and_read(path, content.len() + 1, patience)? {
-        Some((_, bytes)) if bytes == content => Ok(()),
-        Some(_) => Err(lies(path, "it reads back as something other than what was written")),
-        None => Err(lies(path, "it is not there right after it was written")),
-    }
-}
-
-fn lies(path: &str, problem: &str) -> RepositoryError {
-    RepositoryError::Damaged { verb: "probe", key: path.to_owned(), problem: problem.to_owned() }
-}
-
 fn write_marker(
     store: &Store,
     create_only: CreateOnly,
@@ -151,15 +78,4 @@ fn write_marker(
     let written = read::marker(store, patience)?.ok_or_else(|| store.no_marker())?;
     let created = written.repository_id == marker.repository_id;
     Ok((written, created))
-}
-
-/// 32 random hexadecimal digits.
-fn random_hex(key: &str) -> Result<String, RepositoryError> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|error| RepositoryError::Damaged {
-        verb: "init",
-        key: key.to_owned(),
-        problem: format!("the system gives no randomness: {error}"),
-    })?;
-    Ok(to_hex(&random))
 }

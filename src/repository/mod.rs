@@ -19,6 +19,7 @@ mod directory_publish;
 mod error;
 mod init;
 mod naming;
+mod probe;
 mod providers;
 mod publish;
 mod read;
@@ -35,6 +36,7 @@ use std::time::{Duration, Instant};
 pub use delete::{Deletion, DeletionWatch};
 pub use error::RepositoryError;
 pub use init::{InitReport, init};
+pub use probe::StoreLook;
 pub use publish::Publication;
 pub use read::RepositoryObject;
 
