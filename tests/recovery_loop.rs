@@ -254,3 +254,35 @@ fn timelines_on_postgresql_15() {
 fn timelines_on_postgresql_18() {
     timelines(18);
 }
+
+/// PostgreSQL looks for a transaction that was prepared in the segment in which a new timeline begins under that segment's name on the
+/// older timeline; the archive has it under the newer one's. Only a hot standby looks that early: what docs/recovery.md says.
+#[test]
+fn a_transaction_prepared_in_the_segment_of_a_branch_is_recovered_without_hot_standby() {
+    let builder = Cluster::builder(15).setting("max_prepared_transactions", "5");
+    let mut this = Loop::start(builder, Encryption::Off);
+    this.cluster.execute("CREATE TABLE items (id int, body text)");
+    this.back_up();
+    this.cluster.execute("BEGIN; INSERT INTO items VALUES (1, 'prepared'); PREPARE TRANSACTION 'kept'");
+    this.cluster.execute("INSERT INTO items VALUES (2, 'committed')");
+    let target = this.cluster.value("SELECT pg_current_wal_insert_lsn()");
+    this.cluster.archive_now();
+    this.cluster.stop(StopMode::Fast);
+    let data = this.cluster.data_directory().to_owned();
+    fs::remove_dir_all(&data).expect("lose the cluster");
+    this.walhold(&["restore", "--pgdata", &data.display().to_string(), "--target-lsn", &target]);
+    this.cluster.start();
+    this.cluster.wait_promoted();
+    this.cluster.execute("INSERT INTO items VALUES (3, 'on the new line')");
+    this.cluster.archive_now();
+
+    let copy = this.cluster.directory("copy").join("data");
+    this.walhold(&["restore", "--clone", "--pgdata", &copy.display().to_string()]);
+    let mut copy = Cluster::from_data_directory(15, &copy);
+    copy.option("hot_standby", "off");
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(copy.row_digest("postgres"), this.cluster.row_digest("postgres"));
+    copy.execute("COMMIT PREPARED 'kept'");
+    assert_eq!(copy.value("SELECT count(*) FROM items"), "3");
+}

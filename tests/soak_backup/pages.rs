@@ -19,7 +19,8 @@
 //!   a sequence, which replay leaves up to 32 values ahead.
 //!
 //! Sessions that take a backup read the catalogs, and reading may mark an index entry as dead. Where hints are logged
-//! that gives the page an LSN after the first backup's end: such a page did change in between. There must be few.
+//! that gives the page an LSN after the first backup's start: such a page did change meanwhile, and replay mends it. There must
+//! be few.
 //!
 //! With page checksums a hint on a page that was not written since the last checkpoint is logged as a whole page, so
 //! nothing is masked.
@@ -101,7 +102,7 @@ fn files(place: &Path) -> BTreeMap<String, Vec<u8>> {
 pub struct Compared {
     pub pages: usize,
     pub masked: usize,
-    /// Written between the two backups.
+    /// Written since the first backup began.
     pub newer: usize,
 }
 
@@ -112,9 +113,9 @@ fn lsn(page: &[u8]) -> u64 {
     half(0) << 32 | half(4)
 }
 
-/// Compares two restored directories, of which the first ended at `end`.
+/// Compares two restored directories, of which the first began at `since`.
 #[track_caller]
-pub fn assert_same(left: &Path, right: &Path, kinds: &Kinds, hints: Hints, end: u64) -> Compared {
+pub fn assert_same(left: &Path, right: &Path, kinds: &Kinds, hints: Hints, since: u64) -> Compared {
     let (left, right) = (files(left), files(right));
     let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&left), names(&right));
@@ -128,7 +129,7 @@ pub fn assert_same(left: &Path, right: &Path, kinds: &Kinds, hints: Hints, end: 
                 continue;
             }
             let kind = kinds.of_file(path);
-            if kind.is_some() && page.len() == PAGE && lsn(other) >= end {
+            if kind.is_some() && page.len() == PAGE && lsn(other) >= since {
                 compared.newer += 1;
                 continue;
             }

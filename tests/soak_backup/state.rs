@@ -97,6 +97,7 @@ fn ancestors(data: &Path, timeline: u32) -> BTreeMap<u32, u64> {
 pub struct Backup {
     pub id: String,
     pub timeline: u32,
+    pub start: u64,
     pub stop: u64,
     /// Unless the server was written to while it was taken.
     pub state: Option<State>,

@@ -86,6 +86,7 @@ impl World<'_> {
         let backup = Backup {
             id: text("id"),
             timeline: summary["stop_timeline"].as_u64().expect("a timeline") as u32,
+            start: lsn(&text("start_lsn")),
             stop: lsn(&text("stop_lsn")),
             state,
             taken: Instant::now(),
@@ -160,7 +161,7 @@ impl World<'_> {
 
     /// Takes a full backup too, and compares every page of both.
     pub fn compare_with_full(&mut self) -> pages::Compared {
-        let end = self.backups[self.backups.len() - 1].stop;
+        let since = self.backups[self.backups.len() - 1].start;
         // Nothing else may read meanwhile.
         let text = self.site.ok(&["backup-push", "--json", "--full"]);
         self.listed(text.as_bytes(), None);
@@ -176,7 +177,7 @@ impl World<'_> {
         });
         let are_logged = (self.server.checksums || self.server.log_hints) && self.line.timeline == 1;
         let hints = if are_logged { pages::Hints::Equal } else { pages::Hints::Masked };
-        let compared = pages::assert_same(&twins[0], &twins[1], &kinds, hints, end);
+        let compared = pages::assert_same(&twins[0], &twins[1], &kinds, hints, since);
         self.tally.pages_compared += compared.pages;
         twins.iter().for_each(|place| fs::remove_dir_all(place).expect("remove a twin"));
         compared

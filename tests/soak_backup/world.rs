@@ -104,6 +104,12 @@ impl<'a> World<'a> {
     /// A moment that every kind of target can name: its transaction is the last before it, and another one follows.
     pub fn moment(&mut self, step: u64) {
         let cluster = &self.site.cluster;
+        if cluster.value("SELECT count(*) FROM pg_prepared_xacts") != "0" {
+            // PostgreSQL cannot replay a branching of timelines in the segment where a transaction was prepared: it looks for that
+            // segment under the name that it had on the older timeline, and the archive has it under the newer one's
+            // (`StandbyRecoverPreparedTransactions`, docs/recovery.md).
+            cluster.switch_wal();
+        }
         let xid = cluster.value(
             "WITH new AS (INSERT INTO ticks DEFAULT VALUES RETURNING 1) SELECT pg_current_xact_id() FROM new",
         );
