@@ -79,6 +79,23 @@ fn a_scan_needs_logged_hint_bits_and_no_restart() {
     assert!(line.contains("the server may have been restarted at"), "{line}");
 }
 
+/// After a recovery the summarizer may look for ever for a segment that only the archive has: no backup waits for it.
+#[test]
+fn a_summarizer_that_fails_is_not_waited_for() {
+    use std::os::unix::fs::PermissionsExt;
+    let site = Case { major: 17, source: "summaries" }.start();
+    table(&site);
+    site.back_up();
+    let summaries = site.cluster.data_directory().join("pg_wal/summaries");
+    fs::set_permissions(&summaries, fs::Permissions::from_mode(0o500)).expect("close the directory");
+    touch(&site, "a");
+    let (backup, log) = back_up(&site);
+    assert_eq!(backup["changes_from"], "index", "{log}");
+    assert!(log.contains("(summaries: the summarizer fails at "), "{log}");
+    fs::set_permissions(&summaries, fs::Permissions::from_mode(0o700)).expect("open the directory");
+    assert_restores(&site, &backup, "restored");
+}
+
 #[test]
 fn switched_page_checksums_are_noticed() {
     let mut site = INDEX.start();

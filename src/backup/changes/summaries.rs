@@ -19,6 +19,8 @@ use crate::pg::{Lsn, TimelineHistory, TimelineId};
 
 /// The summarizer may stand still for so long before it is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// One that has failed tries again every 10 seconds, mostly in vain: after a recovery it may look for a segment that only the archive has.
+const PATIENCE_WITH_FAILURE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A timeline's share of the stretch.
@@ -88,7 +90,7 @@ fn wait_for_cover(
     let mut progressed = Instant::now();
     loop {
         // Asked before the list: what it says is summarized is in the list.
-        let (summarized, pending) = match state(session) {
+        let State { summarized, pending, fails } = match state(session) {
             Ok(state) => state,
             Err(error) => return Ok(Err(error.to_string())),
         };
@@ -105,6 +107,9 @@ fn wait_for_cover(
         }
         if pending.max(summarized) > seen {
             (seen, progressed) = (pending.max(summarized), Instant::now());
+        }
+        if fails && progressed.elapsed() > PATIENCE_WITH_FAILURE {
+            return Ok(Err(format!("the summarizer fails at {seen}: the server's log says why")));
         }
         if progressed.elapsed() > PATIENCE {
             return Ok(Err(format!("the summarizer stands still at {seen}, before {}", share.stop)));
@@ -127,13 +132,25 @@ fn covered_until(summaries: &[Summary], share: Share) -> Lsn {
     reach
 }
 
-/// Up to where WAL is summarized, on disk and in memory.
-fn state(session: &mut Session) -> Result<(Lsn, Lsn), ClientError> {
+/// How far the summarizer is.
+struct State {
+    /// On disk.
+    summarized: Lsn,
+    /// In memory.
+    pending: Lsn,
+    /// Whether it waits to try again. Not seen without the right to read other sessions' activity.
+    fails: bool,
+}
+
+fn state(session: &mut Session) -> Result<State, ClientError> {
     let what = "ask how far WAL is summarized";
-    let sql = "SELECT coalesce(summarized_lsn, '0/0')::text, coalesce(pending_lsn, '0/0')::text \
+    let sql = "SELECT coalesce(summarized_lsn, '0/0')::text, coalesce(pending_lsn, '0/0')::text, \
+                      EXISTS (SELECT FROM pg_stat_activity \
+                              WHERE backend_type = 'walsummarizer' AND wait_event = 'WalSummarizerError') \
                FROM pg_get_wal_summarizer_state()";
     let row = session.client().query_one(sql, &[]).map_err(|error| ClientError::query(what, &error))?;
-    Ok((position(what, &row, 0)?, position(what, &row, 1)?))
+    let fails = row.try_get(2).map_err(|error| ClientError::query(what, &error))?;
+    Ok(State { summarized: position(what, &row, 0)?, pending: position(what, &row, 1)?, fails })
 }
 
 /// The summaries that overlap a share, in order.
