@@ -1,6 +1,9 @@
-//! Encoding and decoding the manifest of a terabyte: a million ranges of 1 MiB.
+//! Encoding and decoding the manifest of a terabyte: a million ranges of 1 MiB; and what it takes of store and memory, also when incremental
+//! backups have cut every tenth MiB into pieces.
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use std::process::Command;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group};
 use walhold::codec::Compression;
 use walhold::format::digest::ShortDigest;
 use walhold::format::manifest::{
@@ -125,5 +128,113 @@ fn manifests(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Every tenth MiB in so many pieces, which lie in chunks of later backups by turns: what restores bound wear to, and more.
+fn worn(pieces: u32) -> Manifest {
+    let mut manifest = terabyte();
+    let own = manifest.packs.len() as u32;
+    let packs = (0..own / 8).map(|number| PackEntry { number: own + number, ..manifest.packs[0].clone() });
+    manifest.packs.extend(packs.collect::<Vec<_>>());
+    let length = CHUNK / pieces / 8192 * 8192;
+    let mut counter = 0;
+    for file in &mut manifest.files {
+        let whole = std::mem::take(&mut file.ranges);
+        for range in whole {
+            counter += 1;
+            let RangeSource::Chunk {
+                pack, number, offset, stored_length, plaintext_length, digested, ..
+            } = range.source
+            else {
+                continue;
+            };
+            if counter % 10 != 0 {
+                file.ranges.push(range);
+                continue;
+            }
+            for piece in 0..pieces {
+                let begin = piece * length;
+                let size = if piece + 1 == pieces { CHUNK - begin } else { length };
+                let kept = RangeSource::Chunk {
+                    pack,
+                    number,
+                    offset,
+                    stored_length,
+                    plaintext_length,
+                    within: begin,
+                    digested,
+                };
+                let anew = RangeSource::Chunk {
+                    pack: own + counter / CHUNKS_PER_PACK % (own / 8),
+                    number: counter % CHUNKS_PER_PACK,
+                    offset: u64::from(counter % CHUNKS_PER_PACK) * u64::from(STORED),
+                    stored_length: STORED,
+                    plaintext_length: CHUNK,
+                    within: begin,
+                    digested: Digested {
+                        within: begin,
+                        length: size,
+                        digest: ShortDigest::of(&[piece as u8, counter as u8]),
+                    },
+                };
+                let source = if piece % 2 == 0 { kept } else { anew };
+                file.ranges.push(FileRange { offset: range.offset + u64::from(begin), length: size, source });
+            }
+        }
+    }
+    manifest
+}
+
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("read own status");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak");
+    line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok()).expect("kB") / 1024
+}
+
+/// Decodes what lies in a file, and says what that took, in a process of its own.
+fn decode_alone(place: &str) {
+    let body = std::fs::read(place).expect("read a body");
+    let before = peak_mib();
+    let manifest = Manifest::decode(&body).expect("a manifest");
+    println!(
+        "{} {before} {}",
+        manifest.files.iter().map(|file| file.ranges.len()).sum::<usize>(),
+        peak_mib()
+    );
+}
+
+fn sizes() {
+    for (what, manifest) in
+        [("1 MiB ranges", terabyte()), ("a tenth of it in 20 pieces", worn(20)), ("in 96 pieces", worn(96))]
+    {
+        let body = manifest.encode();
+        let stored: usize =
+            body.chunks(1 << 20).map(|chunk| zstd::bulk::compress(chunk, 1).expect("compress").len()).sum();
+        let file = tempfile::NamedTempFile::new().expect("make a file");
+        std::fs::write(file.path(), &body).expect("write the body");
+        let own = std::env::current_exe().expect("own path");
+        let output = Command::new(own).arg("--decode-alone").arg(file.path()).output().expect("run again");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let figures: Vec<u64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        println!(
+            "1 TB, {what}: {} ranges, body {:.1} MB, stored {:.1} MB; memory with the body {} MiB, decoded {} MiB",
+            figures[0],
+            body.len() as f64 / 1e6,
+            stored as f64 / 1e6,
+            figures[1],
+            figures[2],
+        );
+    }
+}
+
 criterion_group!(benches, manifests);
-criterion_main!(benches);
+
+fn main() {
+    let words: Vec<String> = std::env::args().collect();
+    if let [_, mode, place] = words.as_slice()
+        && mode == "--decode-alone"
+    {
+        return decode_alone(place);
+    }
+    sizes();
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

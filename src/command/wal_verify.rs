@@ -74,14 +74,7 @@ fn backups(catalogue: &Catalogue<'_>) -> Result<Vec<BackupSpan>, Failure> {
             let failure = Failure::new(error.exit_cause(), error.to_string());
             error.hint().into_iter().fold(failure, Failure::with_hint)
         })?;
-        spans.push(BackupSpan {
-            id: summary.id,
-            system_identifier: summary.system_identifier,
-            timeline: summary.start_timeline,
-            start: summary.start_lsn,
-            stop: summary.stop_lsn,
-            stop_time: summary.stop_time,
-        });
+        spans.push(BackupSpan::of(&summary));
     }
     Ok(spans)
 }

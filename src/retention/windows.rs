@@ -9,9 +9,7 @@ use serde::Serialize;
 
 use crate::format::BackupId;
 use crate::format::manifest::BackupSummary;
-use crate::pg::{
-    Lsn, PgTimestamp, TimelineHistory, TimelineId, WalSegmentName, WalSegmentNumber, WalSegmentSize,
-};
+use crate::pg::{Lsn, PgTimestamp, TimelineHistory, TimelineId, WalSegmentName, WalSegmentNumber};
 use crate::restore::choose::on_line;
 use crate::wal::archive_view::ArchiveView;
 use crate::wal::wal_path::{PathEnd, WalPath, trace};
@@ -103,24 +101,6 @@ pub fn newest_line(view: &ArchiveView, backups: &[&BackupSummary]) -> Option<Tim
         let line = view.history(*timeline);
         backups.iter().any(|backup| on_line(backup, &line).is_ok())
     })
-}
-
-/// Holes that nobody made on purpose: what expire leaves begins again exactly where a backup does.
-pub fn holes(
-    windows: &[RecoveryWindow],
-    backups: &[&BackupSummary],
-    size: WalSegmentSize,
-) -> Vec<(WalSegmentName, WalSegmentName)> {
-    let starts: BTreeSet<WalSegmentNumber> =
-        backups.iter().map(|backup| WalSegmentNumber::containing(backup.start_lsn, size)).collect();
-    let hole = |window: &RecoveryWindow| match &window.end {
-        WindowEnd::Gap { missing, later } if window.current => Some((*missing, *later)),
-        _ => None,
-    };
-    let on_purpose = |(_, later): &(WalSegmentName, WalSegmentName)| {
-        later.number(size).is_some_and(|number| starts.contains(&number))
-    };
-    windows.iter().filter_map(hole).filter(|hole| !on_purpose(hole)).collect()
 }
 
 /// Moments that `before` has and `after` has not.

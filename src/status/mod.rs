@@ -16,11 +16,12 @@ use crate::format::marker::CreateOnly;
 use crate::format::wal_index::RecordVerdict;
 use crate::format::{BackupId, ClusterName};
 use crate::output::human_duration;
-use crate::pg::{Lsn, PgTimestamp, SystemIdentifier, WalSegmentName};
+use crate::pg::{Lsn, PgTimestamp, SystemIdentifier, TimelineId, WalSegmentName};
 use crate::retention::inventory::{Inventory, SystemWal};
 use crate::retention::policy::Policy;
 use crate::retention::windows::{self, RecoveryWindow, WindowEnd};
 use crate::verify::record::VerifyRecord;
+use crate::wal::verify::{BackupSpan, missing};
 
 /// The state of a cluster's backups.
 #[derive(Debug, Serialize)]
@@ -185,9 +186,20 @@ impl StatusReport {
                 Ok(None)
             })?;
         }
-        for (missing, later) in windows::holes(&windows, &good, wal.segment_size) {
+        let spans: Vec<BackupSpan> = good.iter().map(|summary| BackupSpan::of(summary)).collect();
+        let current: Vec<TimelineId> = windows
+            .iter()
+            .filter(|window| window.current)
+            .flat_map(|window| view.history(window.timeline).timelines().collect::<Vec<_>>())
+            .collect();
+        let missing = missing(view, &spans.iter().collect::<Vec<_>>());
+        for gap in missing.iter().filter(|gap| current.contains(&gap.first.timeline)) {
+            let what = match gap.first == gap.last {
+                true => format!("WAL segment {} is missing", gap.first),
+                false => format!("WAL is missing from {} to {}", gap.first, gap.last),
+            };
             self.problem(
-                format!("WAL is missing from {missing} to before {later}"),
+                what,
                 "copy these segments from a copy of the repository, or archive them from the server's pg_wal (walhold wal-push)",
             );
         }

@@ -4,7 +4,7 @@
 //! compares the whole with its digest and with what its name says it is, and parses what is inside. What must hold: an object that could not be read because
 //! the store failed is an error of the run, never a finding, and never passed over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,14 +22,16 @@ use crate::error::Failure;
 use crate::exit_status::Cause;
 use crate::fan_out;
 use crate::format::envelope::{ObjectFacts, ObjectKind};
+use crate::format::manifest::BackupSummary;
 use crate::format::wal_index::{RecordVerdict, WalIndex};
 use crate::format::{BackupId, keys};
 use crate::interrupt;
-use crate::pg::{ArchiveFileName, SystemIdentifier, TimelineHistory};
+use crate::pg::{ArchiveFileName, SystemIdentifier, TimelineHistory, WalSegmentName};
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError, StoredObject};
 use crate::retention::inventory::Inventory;
 use crate::retention::keep_wal::ConsistencyRange;
+use crate::wal::verify::{BackupSpan, missing};
 
 /// What an object is.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -113,30 +115,33 @@ pub fn quick(inventory: &Inventory<'_>) -> Vec<Found> {
     found.into_iter().collect()
 }
 
-/// Segments that a backup needs to become consistent, and holes in the current line.
+/// Segments that the recovery of a backup has to pass: the first of each gap, and those without which a backup is lost.
 fn missing_wal(inventory: &Inventory<'_>, system: SystemIdentifier) -> Vec<Found> {
     let Some(wal) = inventory.systems.get(&system) else { return Vec::new() };
-    let (view, size) = (wal.stored.view(), wal.segment_size);
-    let mut missing = BTreeSet::new();
-    let mut summaries = Vec::new();
-    for (_, _, summary) in inventory.readable().filter(|(_, _, s)| s.system_identifier == system) {
-        summaries.push(summary);
-        let line = view.history(summary.stop_timeline);
-        let range = ConsistencyRange::of(summary);
-        let mut number = range.first;
-        while number <= range.last {
-            if !line.timelines().any(|timeline| view.has(timeline, number)) {
-                let owner = line.timeline_at(number.start_lsn(size));
-                missing.insert((view.name(owner, number), "it is missing, and a backup needs it".to_owned()));
+    let view = wal.stored.view();
+    let of_this = inventory.readable().filter(|(_, _, summary)| summary.system_identifier == system);
+    let summaries: Vec<&BackupSummary> = of_this.map(|(_, _, summary)| summary).collect();
+    let spans: Vec<BackupSpan> = summaries.iter().map(|summary| BackupSpan::of(summary)).collect();
+    let mut problems: BTreeMap<WalSegmentName, String> = BTreeMap::new();
+    for gap in missing(view, &spans.iter().collect::<Vec<_>>()) {
+        let problem = match gap.first == gap.last {
+            true => "it is missing".to_owned(),
+            false => format!("it is missing, and so is all up to {}", gap.last),
+        };
+        problems.insert(gap.first, problem);
+        for summary in summaries.iter().filter(|summary| gap.backups_lost.contains(&summary.id)) {
+            let range = ConsistencyRange::of(summary);
+            let mut number = range.first;
+            while number <= range.last {
+                let name = view.name(gap.first.timeline, number);
+                if (gap.first..=gap.last).contains(&name) {
+                    problems.entry(name).or_insert_with(|| "it is missing, and a backup needs it".to_owned());
+                }
+                number = number.next();
             }
-            number = number.next();
         }
     }
-    let windows = crate::retention::windows::find(view, &summaries);
-    for (first, later) in crate::retention::windows::holes(&windows, &summaries, size) {
-        missing.insert((first, format!("it is missing, and so is all up to before {later}")));
-    }
-    let found = missing.into_iter().map(|(name, problem)| Found {
+    let found = problems.into_iter().map(|(name, problem)| Found {
         path: keys::wal(inventory.cluster, system, ArchiveFileName::Segment(name)).to_string(),
         item: Item::Wal { system_identifier: system, name: name.to_string() },
         problem,

@@ -15,6 +15,7 @@ use super::stored_segments::{StoredSegments, StoredSegmentsError, WalOf};
 use crate::codec::KeyRing;
 use crate::error::Explain;
 use crate::exit_status::Cause;
+use crate::format::manifest::BackupSummary;
 use crate::format::{BackupId, ClusterName};
 use crate::pg::{Lsn, PgTimestamp, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use crate::repository::{Repository, RepositoryError};
@@ -24,6 +25,7 @@ mod cost;
 mod deep;
 mod server;
 
+pub use continuity::missing;
 pub use server::{ServerPosition, ServerReport};
 
 /// A backup as far as its WAL goes.
@@ -41,6 +43,17 @@ pub struct BackupSpan {
     pub stop: Lsn,
     /// When that was.
     pub stop_time: PgTimestamp,
+}
+
+/// Segments that are missing although the recovery of a backup has to pass them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MissingWal {
+    /// The first one.
+    pub first: WalSegmentName,
+    /// The last one.
+    pub last: WalSegmentName,
+    /// Backups that cannot become consistent without them.
+    pub backups_lost: Vec<BackupId>,
 }
 
 /// How far objects are read.
@@ -185,6 +198,20 @@ pub struct Cost {
     pub lost_until: Option<PgTimestamp>,
 }
 
+impl BackupSpan {
+    /// What a manifest's summary says.
+    pub fn of(summary: &BackupSummary) -> BackupSpan {
+        BackupSpan {
+            id: summary.id.clone(),
+            system_identifier: summary.system_identifier,
+            timeline: summary.start_timeline,
+            start: summary.start_lsn,
+            stop: summary.stop_lsn,
+            stop_time: summary.stop_time,
+        }
+    }
+}
+
 impl Finding {
     fn new(kind: FindingKind, problem: String) -> Finding {
         Finding { kind, timeline: None, first: None, last: None, segments: 0, problem, cost: None }
@@ -282,6 +309,11 @@ fn verify_system(
     });
     for obstacle in obstacles {
         let cost = cost::cost_of(&obstacle, stored.view(), &backups, &times);
+        let is_expired =
+            |cost: &Cost| continuity::is_left_by_expire(&obstacle, cost, stored.view(), &backups);
+        if cost.as_ref().is_some_and(is_expired) {
+            continue;
+        }
         // What no backup needs any more is no loss.
         if cost.is_some() || backups.is_empty() || !obstacle.passable_without_backups {
             report.findings.push(Finding { cost, ..obstacle.finding });

@@ -1,7 +1,9 @@
 //! Whether each timeline's segments are there, alone, readable, and follow on each other.
 
-use super::cost::CommitTimes;
-use super::{BackupSpan, Finding, FindingKind, Obstacle, SystemVerification, TimelineVerification};
+use super::cost::{CommitTimes, cost_of};
+use super::{
+    BackupSpan, Cost, Finding, FindingKind, MissingWal, Obstacle, SystemVerification, TimelineVerification,
+};
 use crate::format::wal_index::{IndexChain, RecordVerdict, SegmentFacts, WalIndex};
 use crate::pg::{Lsn, TimelineId, WalSegmentName, WalSegmentNumber};
 use crate::wal::archive_view::ArchiveView;
@@ -18,10 +20,8 @@ pub(super) fn check(
     times: &mut CommitTimes,
 ) -> Result<Vec<Obstacle>, StoredSegmentsError> {
     let view = stored.view();
-    let size = view.segment_size;
-    let oldest_needed = backups.iter().map(|backup| WalSegmentNumber::containing(backup.start, size)).min();
-    let oldest_stored = stored.names().filter_map(|name| name.number(size)).min();
-    let Some(floor) = oldest_needed.or(oldest_stored) else { return Ok(Vec::new()) };
+    let oldest_stored = stored.names().filter_map(|name| name.number(view.segment_size)).min();
+    let Some(floor) = oldest_needed(view, backups).or(oldest_stored) else { return Ok(Vec::new()) };
     report.needed_from = Some(view.start_of(floor));
     let mut obstacles = Vec::new();
     for timeline in view.timelines() {
@@ -40,6 +40,57 @@ pub(super) fn check(
     }
     report.newest_commit = times.newest();
     Ok(obstacles)
+}
+
+/// Segments that are missing although the recovery of a backup has to pass them: what listings alone tell.
+pub fn missing(view: &ArchiveView, backups: &[&BackupSpan]) -> Vec<MissingWal> {
+    let Some(floor) = oldest_needed(view, backups) else { return Vec::new() };
+    let mut missing = Vec::new();
+    for timeline in view.timelines() {
+        let Some((first, last)) = needed(view, timeline, floor) else { continue };
+        for (from, to) in gaps(view, timeline, first, last) {
+            let obstacle = gap(view, timeline, from, to);
+            let cost = cost_of(&obstacle, view, backups, &CommitTimes::default());
+            if let Some(cost) = cost.filter(|cost| !is_left_by_expire(&obstacle, cost, view, backups)) {
+                missing.push(MissingWal {
+                    first: view.name(timeline, from),
+                    last: view.name(timeline, to),
+                    backups_lost: cost.backups_lost,
+                });
+            }
+        }
+    }
+    missing
+}
+
+/// Whether a gap is what retention makes on purpose: older backups keep the WAL that makes them consistent, and between that and the beginning
+/// of a later backup there is none. `false` for anything but a gap.
+pub(super) fn is_left_by_expire(
+    obstacle: &Obstacle,
+    cost: &Cost,
+    view: &ArchiveView,
+    backups: &[&BackupSpan],
+) -> bool {
+    let size = view.segment_size;
+    let (from, next) =
+        (WalSegmentNumber::containing(obstacle.from, size), WalSegmentNumber::containing(obstacle.to, size));
+    let Some(before) = from.get().checked_sub(1).map(WalSegmentNumber::new) else { return false };
+    let stored = |number| view.timelines().into_iter().any(|timeline| view.has(timeline, number));
+    let starts =
+        |number| backups.iter().any(|backup| WalSegmentNumber::containing(backup.start, size) == number);
+    let last_of = |backup: &BackupSpan| {
+        WalSegmentNumber::ending_at(backup.stop, size).max(WalSegmentNumber::containing(backup.start, size))
+    };
+    let ends = |number| backups.iter().any(|backup| last_of(backup) == number);
+    obstacle.finding.kind == FindingKind::Gap
+        && cost.backups_lost.is_empty()
+        && (ends(before) || !stored(before))
+        && (starts(next) || !stored(next))
+}
+
+/// Where the WAL begins that backups need.
+fn oldest_needed(view: &ArchiveView, backups: &[&BackupSpan]) -> Option<WalSegmentNumber> {
+    backups.iter().map(|backup| WalSegmentNumber::containing(backup.start, view.segment_size)).min()
 }
 
 /// The segments that must be stored of a timeline: from its beginning, but not from before what is needed at all, to the last one stored, and
@@ -216,5 +267,87 @@ impl Joining<'_, '_> {
             to: start.plus(view.segment_size.bytes()),
             passable_without_backups: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::{PgTimestamp, SystemIdentifier, TimelineHistory, WalSegmentSize};
+
+    const SIZE: u64 = 16 << 20;
+
+    fn tli(number: u32) -> TimelineId {
+        TimelineId::new(number).unwrap()
+    }
+
+    fn view(segments: &[(u32, &[u64])], histories: &[(u32, &str)]) -> ArchiveView {
+        let mut view = ArchiveView::new(WalSegmentSize::DEFAULT);
+        for (timeline, numbers) in segments {
+            for number in *numbers {
+                let name = view.name(tli(*timeline), WalSegmentNumber::new(*number));
+                view.add_segment(name);
+            }
+        }
+        for (timeline, text) in histories {
+            view.add_history(TimelineHistory::parse(tli(*timeline), text).unwrap());
+        }
+        view
+    }
+
+    /// A backup in the middle of these segments.
+    fn backup(timeline: u32, first: u64, last: u64) -> BackupSpan {
+        BackupSpan {
+            id: format!("20261120T2246{first:02}Z-{timeline:08}-0000000000000001").parse().unwrap(),
+            system_identifier: SystemIdentifier::new(1),
+            timeline: tli(timeline),
+            start: Lsn::new(first * SIZE + 40),
+            stop: Lsn::new(last * SIZE + 400),
+            stop_time: PgTimestamp::new(0),
+        }
+    }
+
+    /// `first-last`, and how many backups it costs altogether.
+    fn found(view: &ArchiveView, backups: &[BackupSpan]) -> Vec<String> {
+        let missing = missing(view, &backups.iter().collect::<Vec<_>>());
+        let number = |name: WalSegmentName| name.number(WalSegmentSize::DEFAULT).unwrap().get();
+        let line = |gap: &MissingWal| {
+            format!(
+                "{}: {}-{} lost {}",
+                gap.first.timeline.get(),
+                number(gap.first),
+                number(gap.last),
+                gap.backups_lost.len()
+            )
+        };
+        missing.iter().map(line).collect()
+    }
+
+    #[test]
+    fn what_a_backup_has_to_pass_is_missed() {
+        let backups = [backup(1, 3, 4), backup(1, 10, 10)];
+        assert_eq!(found(&view(&[(1, &[3, 4, 5, 6, 9, 10, 11])], &[]), &backups), ["1: 7-8 lost 0"]);
+        assert_eq!(found(&view(&[(1, &[3, 5, 6, 7, 8, 9, 10])], &[]), &backups), ["1: 4-4 lost 1"]);
+        // The first segment of the oldest backup, and the last one of the newest.
+        assert_eq!(
+            found(&view(&[(1, &[4, 5, 6, 7, 8, 9, 11])], &[]), &backups),
+            ["1: 3-3 lost 1", "1: 10-10 lost 1"]
+        );
+        assert_eq!(found(&view(&[(1, &[1, 3, 4, 5, 6, 7, 8, 9, 10])], &[]), &backups), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_expire_leaves_is_not_missed() {
+        let backups = [backup(1, 3, 4), backup(1, 10, 10)];
+        assert_eq!(found(&view(&[(1, &[3, 4, 10, 11])], &[]), &backups), Vec::<String>::new());
+        // A segment less on either side is a loss.
+        assert_eq!(found(&view(&[(1, &[3, 4, 5, 10, 11])], &[]), &backups), ["1: 6-9 lost 0"]);
+        assert_eq!(found(&view(&[(1, &[3, 4, 9, 10, 11])], &[]), &backups), ["1: 5-8 lost 0"]);
+        // Over a switch of timelines, in segment 7.
+        let backups = [backup(1, 3, 4), backup(2, 10, 10)];
+        let history = [(2, "1\t0/7000100\tx")];
+        assert_eq!(found(&view(&[(1, &[3, 4]), (2, &[10, 11])], &history), &backups), Vec::<String>::new());
+        let lost = found(&view(&[(1, &[3, 4, 5, 6]), (2, &[10, 11])], &history), &backups);
+        assert_eq!(lost, ["2: 7-9 lost 0"]);
     }
 }
