@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use support::postgres::installation::ServerUser;
 use support::postgres::{Cluster, ClusterBuilder, StopMode, copy_tree};
-use support::program::{walhold, walhold_command};
 use support::stores::settings;
 use walhold::codec::KeyRing;
 use walhold::format::ClusterName;
@@ -19,10 +18,20 @@ use walhold::repository::{Patience, Repository};
 use walhold::wal::changes::{ChangesError, RangeChanges, Unproven, WalRange, changes_in};
 use walhold::wal::stored_segments::{StoredSegments, WalOf};
 
-/// A cluster with segments of 1 MiB that archives into a repository of its own.
-struct Site {
-    cluster: Cluster,
-    directory: PathBuf,
+/// A cluster with segments of 1 MiB and a table.
+struct Site(support::site::Site);
+
+impl std::ops::Deref for Site {
+    type Target = support::site::Site;
+    fn deref(&self) -> &support::site::Site {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Site {
+    fn deref_mut(&mut self) -> &mut support::site::Site {
+        &mut self.0
+    }
 }
 
 fn builder(major: u32) -> ClusterBuilder {
@@ -35,20 +44,7 @@ fn builder(major: u32) -> ClusterBuilder {
 
 impl Site {
     fn start(builder: ClusterBuilder) -> Site {
-        let cluster = builder.create();
-        let directory = cluster.directory("walhold");
-        let text = format!(
-            "state_dir = \"{0}/state\"\n\n[repository]\nurl = \"file://{0}/repository\"\n",
-            directory.display()
-        );
-        fs::write(directory.join("walhold.toml"), text).expect("write the configuration");
-        ServerUser::get().own(&directory);
-        let mut site = Site { cluster, directory };
-        let configuration = site.directory.join("walhold.toml").display().to_string();
-        site.cluster.archive_with(walhold(), &[("WALHOLD_CONFIG", &configuration)]);
-        let init = walhold_command().args(["--config", &configuration, "init"]).output().expect("run init");
-        assert!(init.status.success(), "{init:?}");
-        site.cluster.start();
+        let site = Site(support::site::Site::archiving(builder));
         site.cluster.execute(
             "CREATE TABLE t AS SELECT i AS id, repeat('x', 500) AS body FROM generate_series(1, 3000) i",
         );

@@ -11,63 +11,40 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use walhold::repository::{Patience, Repository};
 
-use support::archive::{Archive, Run, contents};
-use support::fault_proxy::{Fault, FaultProxy};
+use support::archive::Run;
+use support::cloud::Cloud;
+use support::fault_proxy::Fault;
 use support::postgres::PATIENCE;
-use support::stores::{ACCESS_KEY, BUCKET, Conditions, S3Server, SECRET_KEY};
-use support::wal_files::{default_files, large_files, small_files};
+use support::stores::{BUCKET, Conditions, SECRET_KEY};
+use support::wal_files::{default_files, incompressible, large_files, small_files};
 
 const UNREACHABLE: &str = "check the network and the store; the request may be repeated";
 
-/// An S3 server, a proxy before it, and a data directory whose WAL goes there.
-struct Cloud {
-    server: S3Server,
-    proxy: FaultProxy,
-    archive: Archive,
+/// Nobody waits for long here.
+const DEADLINES: [(&str, &str); 3] = [
+    ("WALHOLD_WAL_FETCH_DEADLINE", "2s"),
+    ("WALHOLD_WAL_HISTORY_DEADLINE", "2s"),
+    ("WALHOLD_WAL_PUSH_DEADLINE", "2s"),
+];
+
+/// With the first two segments stored.
+fn with_segments() -> (Cloud, &'static str, &'static str) {
+    let files = small_files();
+    let cloud = Cloud::start(files, Conditions::Enforced, &DEADLINES);
+    let (first, second) = (files.segment(0), files.segment(1));
+    for name in [first, second] {
+        cloud.archive.push(name, files.bytes(name)).expect_success();
+        fs::remove_file(cloud.archive.path("data/pg_wal").join(name)).unwrap();
+    }
+    (cloud, first, second)
 }
 
-impl Cloud {
-    fn start(conditions: Conditions) -> Cloud {
-        let server = S3Server::start(conditions);
-        let proxy = FaultProxy::start(server.addr());
-        let mut archive = Archive::without_repository(small_files());
-        archive.set("WALHOLD_REPOSITORY", &format!("s3://{BUCKET}/prefix"));
-        archive.set("AWS_ENDPOINT_URL", &format!("http://{}", proxy.addr()));
-        archive.set("AWS_REGION", "us-east-1");
-        archive.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
-        archive.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-        archive.set("WALHOLD_WAL_FETCH_DEADLINE", "2s");
-        archive.set("WALHOLD_WAL_HISTORY_DEADLINE", "2s");
-        archive.set("WALHOLD_WAL_PUSH_DEADLINE", "2s");
-        archive.walhold(["init"]).expect_success();
-        Cloud { server, proxy, archive }
-    }
-
-    /// With the first two segments stored.
-    fn with_segments() -> (Cloud, &'static str, &'static str) {
-        let cloud = Cloud::start(Conditions::Enforced);
-        let files = small_files();
-        let (first, second) = (files.segment(0), files.segment(1));
-        for name in [first, second] {
-            cloud.archive.push(name, files.bytes(name)).expect_success();
-            fs::remove_file(cloud.archive.path("data/pg_wal").join(name)).unwrap();
-        }
-        (cloud, first, second)
-    }
-
-    fn stored(&self) -> Vec<String> {
-        let stored = contents(&self.server.bucket_directory());
-        // The server's own notes lie beside the objects.
-        stored.into_keys().filter(|path| path.starts_with("prefix/")).collect()
-    }
-
-    #[track_caller]
-    fn refused(&self, name: &str, status: i32) -> Run {
-        let run = self.archive.fetch(name);
-        assert_eq!(run.status, Some(status), "{run:?}");
-        assert!(self.archive.pg_wal().is_empty(), "{:?} was left", self.archive.pg_wal());
-        run
-    }
+#[track_caller]
+fn refused(cloud: &Cloud, name: &str, status: i32) -> Run {
+    let run = cloud.archive.fetch(name);
+    assert_eq!(run.status, Some(status), "{run:?}");
+    assert!(cloud.archive.pg_wal().is_empty(), "{:?} was left", cloud.archive.pg_wal());
+    run
 }
 
 #[track_caller]
@@ -80,11 +57,11 @@ fn assert_gave_up(run: &Run, verb_and_object: &str, problem: &str) {
 
 #[test]
 fn an_outage_is_not_an_absence() {
-    let (cloud, stored, _) = Cloud::with_segments();
+    let (cloud, stored, _) = with_segments();
     let never_stored = small_files().segment(2);
     for name in [stored, never_stored, "00000002.history"] {
         cloud.proxy.set(Fault::Refuse);
-        let run = cloud.refused(name, 213);
+        let run = refused(&cloud, name, 213);
         assert_gave_up(&run, "read walhold.json", ": Connection refused");
         for (status, words) in [
             (500, "HTTP 500 InternalError: Injected by the test"),
@@ -92,10 +69,10 @@ fn an_outage_is_not_an_absence() {
             (429, "HTTP 429 TooManyRequests: Injected by the test"),
         ] {
             cloud.proxy.set(Fault::Status(status));
-            assert_gave_up(&cloud.refused(name, 213), "read walhold.json", words);
+            assert_gave_up(&refused(&cloud, name, 213), "read walhold.json", words);
         }
         cloud.proxy.set(Fault::Status(403));
-        let run = cloud.refused(name, 211);
+        let run = refused(&cloud, name, 211);
         assert!(
             run.error_line().starts_with(
                 "read walhold.json: the store refuses: HTTP 403 AccessDenied: Injected by the test  HINT: check the credentials"
@@ -104,7 +81,7 @@ fn an_outage_is_not_an_absence() {
         );
         // A wrong bucket, a wrong prefix.
         cloud.proxy.set(Fault::Status(404));
-        let run = cloud.refused(name, 210);
+        let run = refused(&cloud, name, 210);
         assert!(
             run.error_line().starts_with(&format!(
                 "no walhold repository at s3://{BUCKET}/prefix: walhold.json is not there  HINT: "
@@ -115,35 +92,35 @@ fn an_outage_is_not_an_absence() {
     cloud.proxy.set(Fault::None);
     cloud.archive.fetch(stored).expect_success();
     fs::remove_file(cloud.archive.path("data/pg_wal/RECOVERYXLOG")).unwrap();
-    cloud.refused(never_stored, 1);
+    refused(&cloud, never_stored, 1);
 }
 
 #[test]
 fn an_outage_that_comes_after_the_miss_is_not_an_absence() {
-    let (cloud, ..) = Cloud::with_segments();
+    let (cloud, ..) = with_segments();
     let absent = small_files().segment(2);
     // The store says that the segment is not there, and nothing more: the marker, the identity or the listing fails.
     for (pattern, verb_and_object) in [("/identity/", "read main/identity/"), ("list-type", "list main/wal/")]
     {
         cloud.proxy.set_matching(pattern, 1000, Fault::Status(503));
-        let run = cloud.refused(absent, 213);
+        let run = refused(&cloud, absent, 213);
         assert!(run.error_line().starts_with(verb_and_object), "{run:?}");
         cloud.proxy.set_matching(pattern, 1000, Fault::Status(404));
-        let run = cloud.refused(absent, if pattern == "/identity/" { 221 } else { 210 });
+        let run = refused(&cloud, absent, if pattern == "/identity/" { 221 } else { 210 });
         assert!(!run.error_line().is_empty());
     }
     cloud.proxy.set(Fault::None);
-    cloud.refused(absent, 1);
+    refused(&cloud, absent, 1);
 }
 
 #[test]
 fn a_transfer_that_breaks_is_begun_again_or_told() {
-    let (cloud, segment, _) = Cloud::with_segments();
+    let (cloud, segment, _) = with_segments();
     let files = small_files();
     for fault in [Fault::HangMidBody, Fault::ResetMidBody, Fault::TruncateBody] {
         cloud.proxy.set_matching(segment, 1000, fault);
         let begun = Instant::now();
-        let run = cloud.refused(segment, 213);
+        let run = refused(&cloud, segment, 213);
         let line = run.error_line();
         assert!(line.contains(segment) && line.contains(": gave up after "), "{fault:?}: {run:?}");
         assert!(line.ends_with(&format!("  HINT: {UNREACHABLE}")), "{fault:?}: {run:?}");
@@ -157,13 +134,13 @@ fn a_transfer_that_breaks_is_begun_again_or_told() {
     }
     // A bit that flips on the way can't be told from one that flipped in the store.
     cloud.proxy.set_matching(segment, 1000, Fault::FlipBit);
-    let run = cloud.refused(segment, 214);
+    let run = refused(&cloud, segment, 214);
     assert!(run.error_line().contains(" is damaged: "), "{run:?}");
 }
 
 #[test]
 fn a_push_succeeds_only_when_the_object_is_stored() {
-    let (cloud, ..) = Cloud::with_segments();
+    let (cloud, ..) = with_segments();
     let files = small_files();
     let segment = files.segment(2);
     let before = cloud.stored();
@@ -205,7 +182,7 @@ fn a_push_succeeds_only_when_the_object_is_stored() {
 
 #[test]
 fn wrong_credentials_are_told_and_not_shown() {
-    let (mut cloud, ..) = Cloud::with_segments();
+    let (mut cloud, ..) = with_segments();
     let files = small_files();
     let segment = files.segment(2);
     let secret = "this-is-not-the-secret-key";
@@ -231,8 +208,8 @@ fn conflicts_are_told_by_every_store() {
     let last = other.len() - 1;
     other[last] ^= 1;
     for conditions in [Conditions::Enforced, Conditions::Ignored] {
-        let mut cloud = Cloud::start(conditions);
-        cloud.archive.set("AWS_ENDPOINT_URL", &format!("http://{}", cloud.server.addr()));
+        let mut cloud = Cloud::start(files, conditions, &DEADLINES);
+        cloud.go_directly();
         cloud.archive.push(segment, files.bytes(segment)).expect_success();
         let before = cloud.stored();
         let again = cloud.archive.push(segment, files.bytes(segment));
@@ -248,9 +225,8 @@ fn conflicts_are_told_by_every_store() {
 #[test]
 fn memory_stays_bounded_with_a_store_in_the_cloud() {
     let files = large_files();
-    let mut cloud = Cloud::start(Conditions::Enforced);
-    cloud.archive.set_control(files);
-    cloud.archive.set("AWS_ENDPOINT_URL", &format!("http://{}", cloud.server.addr()));
+    let mut cloud = Cloud::start(files, Conditions::Enforced, &DEADLINES);
+    cloud.go_directly();
     for deadline in ["WALHOLD_WAL_PUSH_DEADLINE", "WALHOLD_WAL_FETCH_DEADLINE"] {
         cloud.archive.set(deadline, "60s");
     }
@@ -268,7 +244,7 @@ fn memory_stays_bounded_with_a_store_in_the_cloud() {
 
 #[test]
 fn sigterm_ends_a_push_or_fetch_that_waits_for_the_store() {
-    let (mut cloud, stored, _) = Cloud::with_segments();
+    let (mut cloud, stored, _) = with_segments();
     let files = small_files();
     let segment = files.segment(2);
     let path = cloud.archive.offer(segment, files.bytes(segment));
@@ -363,8 +339,7 @@ fn a_kill_in_the_middle_of_an_upload_loses_nothing_and_shows_nothing_wrong() {
         (Conditions::Enforced, &[CREATE, LAST_PART, COMPLETE][..]),
         (Conditions::Ignored, &[CREATE, LAST_PART, COMPLETE, PUBLISH, "DELETE "]),
     ] {
-        let mut cloud = Cloud::start(conditions);
-        cloud.archive.set_control(files);
+        let mut cloud = Cloud::start(files, conditions, &DEADLINES);
         for deadline in ["WALHOLD_WAL_PUSH_DEADLINE", "WALHOLD_WAL_FETCH_DEADLINE"] {
             cloud.archive.set(deadline, "60s");
         }
@@ -377,14 +352,4 @@ fn a_kill_in_the_middle_of_an_upload_loses_nothing_and_shows_nothing_wrong() {
             }
         }
     }
-}
-
-/// Bytes that zstd can't shrink.
-fn incompressible(length: usize) -> Vec<u8> {
-    let mut state = 1_u64;
-    let next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (state >> 56) as u8
-    };
-    std::iter::repeat_with(next).take(length).collect()
 }

@@ -6,15 +6,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use support::archive::{Run, contents, run};
+use support::archive::{Run, run};
 use support::postgres::installation::ServerUser;
 use support::postgres::{Cluster, ClusterBuilder, StopMode, copy_tree};
-use support::program::{walhold, walhold_command};
+use support::program::walhold;
 
-/// A cluster with segments of 1 MiB that archives into a repository of its own.
-struct Site {
-    cluster: Cluster,
-    directory: PathBuf,
+/// A cluster with segments of 1 MiB and a table.
+struct Site(support::site::Site);
+
+impl std::ops::Deref for Site {
+    type Target = support::site::Site;
+    fn deref(&self) -> &support::site::Site {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Site {
+    fn deref_mut(&mut self) -> &mut support::site::Site {
+        &mut self.0
+    }
 }
 
 fn builder() -> ClusterBuilder {
@@ -27,32 +37,13 @@ fn builder() -> ClusterBuilder {
 
 impl Site {
     fn start() -> Site {
-        let cluster = builder().create();
-        let directory = cluster.directory("walhold");
-        let text = format!(
-            "state_dir = \"{0}/state\"\n\n[repository]\nurl = \"file://{0}/repository\"\n",
-            directory.display()
-        );
-        fs::write(directory.join("walhold.toml"), text).expect("write the configuration");
-        ServerUser::get().own(&directory);
-        let mut site = Site { cluster, directory };
-        let configuration = site.directory.join("walhold.toml").display().to_string();
-        site.cluster.archive_with(walhold(), &[("WALHOLD_CONFIG", &configuration)]);
-        site.walhold(&["init"]).expect_success();
-        site.cluster.start();
+        let site = Site(support::site::Site::archiving(builder()));
         site.cluster.execute("CREATE TABLE t (i int)");
         site
     }
 
-    fn walhold(&self, arguments: &[&str]) -> Run {
-        self.walhold_at(&self.cluster, arguments)
-    }
-
     fn walhold_at(&self, cluster: &Cluster, arguments: &[&str]) -> Run {
-        let mut command = walhold_command();
-        command.envs(cluster.environment());
-        command.arg("--config").arg(self.directory.join("walhold.toml")).args(arguments);
-        run(&mut command)
+        run(self.command(arguments).envs(cluster.environment()))
     }
 
     fn back_up(&self) -> String {
@@ -83,15 +74,6 @@ impl Site {
         let healthy = report["healthy"].as_bool().expect("healthy");
         assert_eq!(run.status, Some(if healthy { 0 } else { 4 }), "{run:?}");
         report
-    }
-
-    fn object(&self, name: &str) -> PathBuf {
-        let root = self.directory.join("repository");
-        let found: Vec<String> = contents(&root).into_keys().filter(|path| path.ends_with(name)).collect();
-        match found.as_slice() {
-            [path] => root.join(path),
-            _ => panic!("one object {name} was expected, found {found:?}"),
-        }
     }
 }
 
@@ -152,10 +134,10 @@ fn a_gap_is_named_with_what_it_costs() {
     let (lost, lost_too, behind) = (site.work(), site.work(), site.work());
     assert_eq!(after(&lost, 1), lost_too);
     let objects: Vec<_> =
-        [&lost, &lost_too].map(|name| (site.object(name), fs::read(site.object(name)).unwrap())).into();
+        [&lost, &lost_too].map(|name| (site.stored(name), fs::read(site.stored(name)).unwrap())).into();
     objects.iter().for_each(|(path, _)| fs::remove_file(path).expect("lose a segment"));
     // Older than every backup: nobody needs it.
-    fs::remove_file(site.object(&old)).expect("lose a segment");
+    fs::remove_file(site.stored(&old)).expect("lose a segment");
     let report = site.verify(&[]);
     assert_eq!(kinds(&report), ["gap"], "{report:#}");
     let gap = findings(&report)[0].clone();
@@ -188,7 +170,7 @@ fn a_gap_is_named_with_what_it_costs() {
     objects.iter().for_each(|(path, bytes)| fs::write(path, bytes).expect("put it back"));
     let start = second.rsplit('-').next().expect("a position in the id");
     let name = format!("00000001{start}");
-    fs::remove_file(site.object(&name)).expect("lose a segment");
+    fs::remove_file(site.stored(&name)).expect("lose a segment");
     site.work();
     let report = site.verify(&[]);
     assert_eq!(findings(&report)[0]["cost"]["backups_lost"], serde_json::json!([second]), "{report:#}");
@@ -199,7 +181,7 @@ fn damage_is_found_by_index_or_by_reading_everything() {
     let site = Site::start();
     let backup = site.back_up();
     let (name, _) = (site.work(), site.work());
-    let object = site.object(&name);
+    let object = site.stored(&name);
     let clean = fs::read(&object).expect("read the object");
     // A byte of the WAL itself: the index does not tell.
     let mut damaged = clean.clone();
@@ -241,7 +223,7 @@ fn other_wal_under_the_same_names_does_not_fit() {
     fs::remove_dir_all(&data).expect("remove the data directory");
     copy_tree(&copy, &data, &|_| false);
     ServerUser::get().own(&data);
-    fs::remove_file(site.object(&names[0])).expect("make room for the other one");
+    fs::remove_file(site.stored(&names[0])).expect("make room for the other one");
     site.cluster.start();
     site.cluster.execute("INSERT INTO t SELECT i FROM generate_series(1, 1500) i");
     site.cluster.archive_now();
@@ -319,7 +301,7 @@ fn continuity_goes_across_timelines() {
     assert_eq!(timelines.len(), 2, "{report:#}");
     assert_eq!(report["server"]["timeline"], 2);
     // The last segment that only the old timeline has.
-    let object = site.object(&before);
+    let object = site.stored(&before);
     let bytes = fs::read(&object).expect("read it");
     fs::remove_file(&object).expect("lose it");
     let report = site.verify_at(&standby, &[]);
@@ -328,7 +310,7 @@ fn continuity_goes_across_timelines() {
     assert_eq!(findings(&report)[0]["cost"]["backups_cut"], serde_json::json!([backup]));
     fs::write(&object, bytes).expect("put it back");
     // The history that says how they hang together.
-    let object = site.object("00000002.history");
+    let object = site.stored("00000002.history");
     let mut bytes = fs::read(&object).expect("read it");
     let at = bytes.len() / 2;
     bytes[at] ^= 1;
@@ -343,7 +325,7 @@ fn a_backup_without_any_wal_and_two_objects_of_one_name_are_told() {
     let site = Site::start();
     site.back_up();
     let name = site.work();
-    let object = site.object(&name);
+    let object = site.stored(&name);
     // As a store leaves it that cannot refuse a second object: under the digest of what it holds.
     let twin = PathBuf::from(format!("{}.{}", object.display(), "0".repeat(32)));
     fs::copy(&object, &twin).expect("make a second one");

@@ -8,10 +8,14 @@ use std::process::{Command, Stdio};
 /// they say nothing about the promise.
 const WORK: u64 = 20 << 10;
 
+/// How often the shorter command is run.
+const LOOKS: u32 = 5;
+
 /// Asserts that the command stays within the promise; `looking_around` is a command of the same repository that only lists.
 #[track_caller]
 pub fn assert_bounded(command: &mut Command, looking_around: &mut Command) {
-    let base = peak_kilobytes(looking_around);
+    // It is over soon: on a busy machine its peak is not seen each time.
+    let base = (0..LOOKS).map(|_| peak_kilobytes(looking_around)).max().unwrap_or(0);
     let peak = peak_kilobytes(command);
     assert!(peak <= base + WORK, "{command:?} took {peak} kB, {base} kB of them just to start");
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod archive;
+pub mod cloud;
 pub mod cloud_emulators;
 pub mod fault_proxy;
 pub mod gcs_gateway;

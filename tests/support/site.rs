@@ -27,6 +27,16 @@ pub struct Moment {
 impl Site {
     /// A table `items` with 1,000 rows, then the backup.
     pub fn start(builder: ClusterBuilder) -> Site {
+        let mut site = Site::archiving(builder);
+        site.cluster.execute(
+            "CREATE TABLE items AS SELECT i AS id, md5(i::text) AS body FROM generate_series(1, 1000) i",
+        );
+        site.backup = site.back_up();
+        site
+    }
+
+    /// A server that archives, without a backup.
+    pub fn archiving(builder: ClusterBuilder) -> Site {
         let cluster = builder.create();
         let directory = cluster.directory("walhold");
         let text = format!(
@@ -40,10 +50,6 @@ impl Site {
         let mut site = Site { cluster, directory, backup: String::new() };
         site.walhold(&["init"]).expect_success();
         site.cluster.start();
-        site.cluster.execute(
-            "CREATE TABLE items AS SELECT i AS id, md5(i::text) AS body FROM generate_series(1, 1000) i",
-        );
-        site.backup = site.back_up();
         site
     }
 

@@ -94,6 +94,26 @@ impl WalFiles {
         self.names("")[n]
     }
 
+    /// `count` segments that follow each other from the first one on. `incompressible` bytes at each page's beginning can't be shrunk.
+    pub fn synthetic(&self, count: u64, incompressible: usize) -> Vec<(String, Vec<u8>)> {
+        let first = self.segment(0);
+        let number = u64::from_str_radix(&first[16..], 16).expect("a segment's name");
+        let mut bytes = self.bytes(first).to_vec();
+        let size = bytes.len() as u64;
+        let noise = self::incompressible(bytes.len() / 8192 * incompressible);
+        for (page, noise) in bytes[8192..].chunks_mut(8192).zip(noise.chunks(incompressible.max(1))) {
+            page[..incompressible].copy_from_slice(&noise[..incompressible]);
+        }
+        let of = |n: u64| {
+            let mut bytes = bytes.clone();
+            bytes[8..16].copy_from_slice(&((number + n) * size).to_le_bytes());
+            let last = bytes.len() - 8;
+            bytes[last..].copy_from_slice(&n.to_le_bytes());
+            (format!("{}{:08X}", &first[..16], number + n), bytes)
+        };
+        (0..count).map(of).collect()
+    }
+
     /// The only name that ends so.
     pub fn only(&self, ending: &str) -> &str {
         match self.names(ending).as_slice() {
@@ -105,6 +125,18 @@ impl WalFiles {
     pub fn bytes(&self, name: &str) -> &[u8] {
         self.files.get(name).unwrap_or_else(|| panic!("{name} is not among {:?}", self.files.keys()))
     }
+}
+
+/// Bytes that zstd can't shrink, the same ones each time.
+pub fn incompressible(length: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    std::iter::repeat_with(next).take(length).collect()
 }
 
 /// Writes a few hundred kB in many transactions, and ends the segment.
