@@ -17,6 +17,7 @@ pub fn assert_bounded(command: &mut Command, looking_around: &mut Command) {
     // It is over soon: on a busy machine its peak is not seen each time.
     let base = (0..LOOKS).map(|_| peak_kilobytes(looking_around)).max().unwrap_or(0);
     let peak = peak_kilobytes(command);
+    assert!(peak > 0 && base > 0, "{command:?} ended before its memory could be seen");
     assert!(peak <= base + WORK, "{command:?} took {peak} kB, {base} kB of them just to start");
 }
 
@@ -36,7 +37,6 @@ fn peak_kilobytes(command: &mut Command) -> u64 {
             let mut errors = String::new();
             child.stderr.take().expect("it was piped").read_to_string(&mut errors).expect("read its errors");
             assert!(ended.success(), "{command:?}: {ended}: {errors}");
-            assert!(peak > 0, "the command ended before its memory could be seen");
             return peak;
         }
         std::thread::sleep(std::time::Duration::from_micros(200));
