@@ -276,6 +276,49 @@ fn one_that_hangs_is_passed_over_in_bounded_time() {
 }
 
 #[test]
+fn one_that_takes_no_questions_any_more_is_passed_over_at_once() {
+    let files = small_files();
+    let archive = Archive::new(files);
+    let socket = archive.path("state/agent.socket");
+    // As after many calls to one that hangs: its queue is full.
+    let listener = UnixListener::bind(&socket).unwrap();
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
+    ServerUser::get().own(&socket);
+    let segment = files.segment(0);
+    let mut full = false;
+    for _ in 0..4 {
+        let begun = Instant::now();
+        let run = archive.push(segment, files.bytes(segment));
+        run.expect_success();
+        assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+        full |= run.stderr.contains("it takes no more questions: it hangs");
+    }
+    assert!(full, "the queue was never full");
+    drop(listener);
+    let run = archive.push(segment, files.bytes(segment));
+    assert!(run.stderr.contains("nobody listens there any more"), "{run:?}");
+}
+
+#[test]
+fn variables_that_lead_nowhere_do_not_keep_anybody_from_it() {
+    let files = small_files();
+    let (_server, _proxy, mut archive) = cloud(files);
+    archive.set("WALHOLD_WAL_PUSH_DEADLINE", "30s");
+    let _agent = Agent::start(&archive);
+    archive.set("AWS_CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt");
+    archive.set("AWS_PAGER", "");
+    let segment = files.segment(0);
+    archive.offer(segment, files.bytes(segment));
+    assert!(was_by_agent(&push(&archive, segment), segment));
+    // One that it does not have and that the client reads is another matter.
+    archive.set("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "false");
+    let run = push(&archive, segment);
+    let why = "AWS_VIRTUAL_HOSTED_STYLE_REQUEST is not set in the agent's environment";
+    assert!(run.stderr.contains(&format!("WARNING: without the agent: {why}")), "{run:?}");
+    assert_eq!(status(&archive)["last_refusal"]["why"], why);
+}
+
+#[test]
 fn one_with_other_settings_is_not_used() {
     let files = small_files();
     let mut archive = Archive::new(files);
@@ -285,10 +328,16 @@ fn one_with_other_settings_is_not_used() {
     archive.walhold(["init"]).expect_success();
     let segment = files.segment(0);
     let run = archive.push(segment, files.bytes(segment));
-    assert!(run.stderr.contains("INFO: without the agent: the agent has other settings"), "{run:?}");
+    assert!(run.stderr.contains("WARNING: without the agent: the agent has other settings"), "{run:?}");
     assert!(contents(&archive.path("other")).keys().any(|path| path.ends_with(segment)));
     assert!(!archive.stored().keys().any(|path| path.ends_with(segment)));
-    assert_eq!(status(&archive)["refused"], 1);
+    let status = status(&archive);
+    assert_eq!(
+        (&status["refused"], &status["last_refusal"]["why"]),
+        (&1.into(), &"the agent has other settings".into())
+    );
+    let text = archive.walhold(["agent", "status"]);
+    assert!(text.stdout.contains("1 questions were not answered"), "{text:?}");
 }
 
 #[test]
@@ -445,7 +494,7 @@ fn an_outage_is_told_and_a_repository_that_changed_gets_no_acknowledgement() {
     archive.offer(third, files.bytes(third));
     let run = push(&archive, third);
     assert_eq!(run.status, Some(13), "{run:?}");
-    assert!(run.stderr.contains("AWS_ENDPOINT_URL is not what it is for the agent"), "{run:?}");
+    assert!(run.stderr.contains("AWS_ENDPOINT_URL has another value in the agent's environment"), "{run:?}");
     archive.set("AWS_ENDPOINT_URL", &format!("http://{}", proxy.addr()));
 
     // Not even what is known to have been stored is acknowledged when the repository is gone.

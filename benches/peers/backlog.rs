@@ -29,14 +29,17 @@ pub enum Way {
 }
 
 impl Way {
-    /// Those that can be measured with this store, walhold first.
-    pub fn all(store: &Store) -> &'static [Way] {
-        match store {
+    /// Those that can be measured with this store, walhold first; `BENCH_WAYS` picks some by name.
+    pub fn all(store: &Store) -> Vec<Way> {
+        let all: &[Way] = match store {
             Store::Directory => {
                 &[Way::WalholdAlone, Way::WalholdAgent, Way::WalRusDaemon, Way::PgBackRestAsync]
             }
             Store::S3(_) => &[Way::WalholdAlone, Way::WalholdAgent, Way::WalRusDaemon],
-        }
+        };
+        let picked = std::env::var("BENCH_WAYS").unwrap_or_default();
+        let is_picked = |way: &&Way| picked.is_empty() || picked.split(',').any(|name| name == way.name());
+        all.iter().filter(is_picked).copied().collect()
     }
 
     /// For tables.
@@ -97,14 +100,19 @@ impl Backlog {
         for way in Way::all(&bench.store) {
             let bench = bench.fresh(way.name(), cluster);
             self.make_ready(cluster);
+            // What an earlier tool wrote is not this one's to wait for.
+            nix::unistd::sync();
             let group = ControlGroup::of(cluster.archiver());
-            let daemon = Daemon::start(*way, &bench, cluster, &group);
+            let daemon = Daemon::start(way, &bench, cluster, &group);
             let started = Instant::now();
-            cluster.set_archive_command(&command(*way, &bench, cluster));
+            cluster.set_archive_command(&command(way, &bench, cluster));
             self.wait_until_done(cluster);
             let wall = started.elapsed().as_secs_f64();
             let cpu = group.cpu_seconds();
             let peak = daemon.as_ref().map_or(String::new(), Daemon::peak);
+            if way == Way::WalholdAgent {
+                self.assert_agent_was_used(&bench, cluster);
+            }
             drop(daemon);
             cluster.archive_with("");
             let gibibytes = self.segments.len() as f64 * 16.0 / 1024.0;
@@ -117,9 +125,31 @@ impl Backlog {
             own.push((way, wall, cpu));
         }
         for (way, wall, cpu) in &own {
-            let (_, first_wall, first_cpu) = own[0];
+            let (_, first_wall, first_cpu) = &own[0];
             println!("walhold/{}: wall {:.2}, cpu {:.2}", way.name(), first_wall / wall, first_cpu / cpu);
         }
+    }
+
+    /// Every command goes on alone where something keeps it from the agent: then this would measure something else.
+    fn assert_agent_was_used(&self, bench: &Bench, cluster: &Cluster) {
+        let call = bench.invocation(Tool::Walhold, cluster, &["agent", "status", "--json"]);
+        let output = Command::new("setpriv")
+            .args(["--reuid=postgres", "--regid=postgres", "--init-groups"])
+            .args(&call.words)
+            .current_dir(&call.directory)
+            .env_clear()
+            .envs(call.environment.iter().cloned())
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .output()
+            .expect("start walhold agent status");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let status: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let acknowledged = status["archives"][0]["acknowledged"].as_u64().unwrap_or(0);
+        assert!(
+            status["refused"] == 0 && acknowledged as usize >= self.segments.len(),
+            "the agent was not used: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     fn wait_until_done(&self, cluster: &Cluster) {

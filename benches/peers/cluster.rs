@@ -20,6 +20,9 @@ pub fn as_postgres(directory: &Path, program: &str, arguments: &[&str]) -> Strin
         .args(["--reuid=postgres", "--regid=postgres", "--init-groups", program])
         .args(arguments)
         .current_dir(directory)
+        // Whoever runs the benchmark may have variables that a tool's client would read and its daemon would not.
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .output()
         .expect("start setpriv");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

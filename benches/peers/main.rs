@@ -4,7 +4,7 @@
 //! `make bench-peers` runs it as root (servers and tools run as `postgres`). `BENCH_GB` (default 1.75) sizes the cluster,
 //! `BENCH_DIR` (default /var/tmp/walhold-bench) holds it, `BENCH_SEGMENTS` (default 35) is how many
 //! segments of each kind are pushed and fetched, `BENCH_ROUNDS` (default 5) how many backups and restores, `BENCH_BACKLOG` (default
-//! 200) how many segments wait in a backlog, `BENCH_ONLY` picks one of `wal`, `backlog`, `backup`,
+//! 200) how many segments wait in a backlog, `BENCH_WAYS` picks some of the ways through it (`walhold+agent,WAL-RUS daemon`), `BENCH_ONLY` picks one of `wal`, `backlog`, `backup`,
 //! `incremental`, `delta` (these two with at most 3 rounds of everything, for ten incrementals are taken), `files` (by name only: 100,000 files).
 
 mod backlog;

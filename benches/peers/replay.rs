@@ -44,7 +44,7 @@ impl Replay {
         let reference = self.recover(bench, "cp", &by_copy);
         println!("{:<18}{reference:>7.2} s", "cp");
         // The agent keeps the same windows; pgBackRest wants a configuration for each recovering directory.
-        let ways = Way::all(&bench.store).iter();
+        let ways = Way::all(&bench.store).into_iter();
         for way in ways.filter(|way| matches!(way, Way::WalholdAlone | Way::WalRusDaemon)) {
             let own = bench.fresh(way.name(), cluster);
             let call = own.fetch(way.tool(), cluster, "%f", "%p");

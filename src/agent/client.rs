@@ -19,7 +19,7 @@ use crate::error::Failure;
 use crate::exit_status::Cause;
 use crate::interrupt;
 use crate::local::lines::next_line;
-
+use crate::local::socket as local_socket;
 use crate::pg::WalSegmentName;
 use crate::wal::archive_file::ArchiveFile;
 use crate::wal::prefetch::client::binding_of;
@@ -55,8 +55,9 @@ pub fn push_through_agent(config: &Config, file: &ArchiveFile) -> Result<Option<
             }
             Some(cause) => Err(Failure { hint, ..Failure::new(cause, message) }),
         },
+        // It stays so until somebody changes something: worth a warning every time.
         Ok(Answer::Other { why }) => {
-            tracing::info!("without the agent: {why}");
+            tracing::warn!("without the agent: {why}");
             Ok(None)
         }
         Ok(_) => Ok(None),
@@ -92,7 +93,7 @@ pub fn keep_window_in_agent(
 
 /// How the agent is; an error in the system's words if none answers.
 pub fn status(socket: &Path) -> io::Result<AgentStatus> {
-    let stream = UnixStream::connect(socket)?;
+    let stream = local_socket::connect(socket)?;
     match converse(stream, Ask::Status {}, Instant::now() + ALLOWANCE)? {
         Answer::Status(status) => Ok(*status),
         Answer::Other { why } => Err(io::Error::other(why)),
@@ -100,9 +101,21 @@ pub fn status(socket: &Path) -> io::Result<AgentStatus> {
     }
 }
 
-/// `None` if nobody listens, or somebody who may not.
+/// `None` if nobody listens, or somebody who may not. Where there is no socket there is no agent, and nothing to say.
 fn connect(socket: &Path) -> Option<UnixStream> {
-    let stream = UnixStream::connect(socket).ok()?;
+    let stream = match local_socket::connect(socket) {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            let why = match error.kind() {
+                io::ErrorKind::ConnectionRefused => "nobody listens there any more".to_owned(),
+                io::ErrorKind::WouldBlock => "it takes no more questions: it hangs".to_owned(),
+                _ => crate::error::system_words(&error),
+            };
+            tracing::warn!("without the agent at {}: {why}", socket.display());
+            return None;
+        }
+    };
     let own = nix::unistd::geteuid().as_raw();
     match getsockopt(&stream, sockopt::PeerCredentials) {
         Ok(peer) if peer.uid() == own || peer.uid() == 0 => Some(stream),
@@ -120,10 +133,9 @@ fn connect(socket: &Path) -> Option<UnixStream> {
 }
 
 fn settings(config: &Config) -> Settings {
-    let in_a_directory = config.repository.url.starts_with("file:");
     Settings {
         fingerprint: config.settings_fingerprint(),
-        variables: if in_a_directory { Vec::new() } else { store_variables() },
+        variables: store_variables(&config.repository.url),
         cluster: config.cluster.to_string(),
     }
 }

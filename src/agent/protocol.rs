@@ -130,10 +130,21 @@ pub struct AgentStatus {
     pub memory_bytes: u64,
     /// Questions of askers with other settings or of another version.
     pub refused: u64,
+    /// The last of these.
+    pub last_refusal: Option<Refusal>,
     /// One per directory of WAL that was archived from.
     pub archives: Vec<ArchiveStatus>,
     /// Directories of WAL with a window.
     pub windows: Vec<PathBuf>,
+}
+
+/// Why an asker went on alone.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// When.
+    pub time: jiff::Timestamp,
+    /// As the asker was told.
+    pub why: String,
 }
 
 /// One directory of WAL.

@@ -20,7 +20,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use super::archiver::{Archiver, PushOrder};
 use super::client::read_line;
-use super::protocol::{AgentStatus, Answer, Ask, PushAsk, Question, Settings, VERSION, WindowAsk};
+use super::protocol::{AgentStatus, Answer, Ask, PushAsk, Question, Refusal, Settings, VERSION, WindowAsk};
 use crate::config::fingerprint::store_variables;
 use crate::config::{Config, PgdataOrigin};
 use crate::error::{Failure, system_words};
@@ -47,6 +47,7 @@ const LAST_PATIENCE: Duration = Duration::from_secs(10);
 struct Agent {
     config: Config,
     variables: Vec<(String, String)>,
+    last_refusal: Mutex<Option<Refusal>>,
     archiver: Arc<Archiver>,
     windows: Mutex<HashMap<PathBuf, ()>>,
     since: jiff::Timestamp,
@@ -65,7 +66,8 @@ pub fn run(config: &Config, writing: Writing) -> Result<(), Failure> {
     let (listener, _lock) = listen(socket).map_err(|error| failed("listen at", &error))?;
     let agent = Arc::new(Agent {
         config: config.clone(),
-        variables: store_variables(),
+        variables: store_variables(&config.repository.url),
+        last_refusal: Mutex::default(),
         archiver: Arc::new(Archiver::new(config.clone(), writing)),
         windows: Mutex::default(),
         since: jiff::Timestamp::now(),
@@ -158,10 +160,7 @@ impl Agent {
         let line = read_line(stream, &mut Vec::new())?;
         let question = match read_question(&line) {
             Ok(question) => question,
-            Err(why) => {
-                self.refused.fetch_add(1, Ordering::SeqCst);
-                return say(stream, &Answer::Other { why });
-            }
+            Err(why) => return say(stream, &self.refuse(why)),
         };
         kill_point("agent: asked");
         match question.ask {
@@ -201,7 +200,12 @@ impl Agent {
             .variables
             .iter()
             .find(|(name, value)| !self.variables.iter().any(|(known, own)| known == name && own == value));
-        other.map(|(name, _)| format!("{name} is not what it is for the agent"))
+        let problem = |name: &str| {
+            let known = self.variables.iter().any(|(own, _)| own == name);
+            let way = if known { "has another value" } else { "is not set" };
+            format!("{name} {way} in the agent's environment")
+        };
+        other.map(|(name, _)| problem(name))
     }
 
     fn push(&self, ask: &PushAsk) -> Answer {
@@ -259,8 +263,12 @@ impl Agent {
         Answer::Kept
     }
 
+    /// Sends an asker on alone. It says so itself, each time; here each reason is said when it is new.
     fn refuse(&self, why: String) -> Answer {
-        if self.refused.fetch_add(1, Ordering::SeqCst) == 0 {
+        self.refused.fetch_add(1, Ordering::SeqCst);
+        let refusal = Refusal { time: jiff::Timestamp::now(), why: why.clone() };
+        let last = self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner).replace(refusal);
+        if last.is_none_or(|last| last.why != why) {
             tracing::warn!("an asker goes on without the agent: {why}");
         }
         Answer::Other { why }
@@ -275,6 +283,7 @@ impl Agent {
             repository: repository::display_url(&self.config.repository),
             memory_bytes: resident_bytes().unwrap_or(0),
             refused: self.refused.load(Ordering::SeqCst),
+            last_refusal: self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             archives: self.archiver.status(),
             windows: windows.keys().cloned().collect(),
         }

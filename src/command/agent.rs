@@ -92,10 +92,12 @@ fn show_status(config: &Config, json: bool) -> Result<Outcome, Failure> {
         human_size(status.memory_bytes),
         status.repository
     ))?;
-    if status.refused > 0 {
+    if let Some(refusal) = &status.last_refusal {
         output::print_line(&format!(
-            "{} questions came from processes with other settings or of another version, which went on alone",
-            status.refused
+            "{} questions were not answered, and who asked went on alone; the last at {}: {}",
+            status.refused,
+            refusal.time.strftime("%Y-%m-%d %H:%M:%S UTC"),
+            refusal.why
         ))?;
     }
     let mut table = Table::new([

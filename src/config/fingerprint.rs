@@ -9,9 +9,7 @@ use std::path::PathBuf;
 
 use super::{Config, redact};
 use crate::format::Digest;
-
-/// Beginnings of the variables that object_store and the clouds' own tools read.
-const STORE_VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
+use crate::repository;
 
 /// Collects fields so that no two lists of fields give the same bytes.
 #[derive(Default)]
@@ -37,7 +35,7 @@ impl Config {
         let mut fields = Fields::default();
         fields.add(&self.settings_fingerprint().0);
         if !self.repository.url.starts_with("file:") {
-            add_store_environment(&mut fields);
+            add_store_environment(&mut fields, &self.repository.url);
         }
         fields.digest()
     }
@@ -61,19 +59,19 @@ impl Config {
     }
 }
 
-/// The variables that lead a store's client somewhere and hold no secret, in order.
-pub fn store_variables() -> Vec<(String, String)> {
+/// The variables that lead the client of this repository's store somewhere and hold no secret, in order. Those that it does not read (`AWS_CA_BUNDLE` is in many environments) say nothing.
+pub fn store_variables(url: &str) -> Vec<(String, String)> {
     let mut variables: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
-        .filter(|(name, _)| STORE_VARIABLES.iter().any(|prefix| name.starts_with(prefix)))
+        .filter(|(name, _)| repository::reads_variable(url, name))
         .filter(|(name, _)| !redact::is_secret_option(name))
         .collect();
     variables.sort();
     variables
 }
 
-fn add_store_environment(fields: &mut Fields) {
-    for (name, value) in store_variables() {
+fn add_store_environment(fields: &mut Fields, url: &str) {
+    for (name, value) in store_variables(url) {
         fields.add(name.as_bytes()).add(value.as_bytes());
     }
     // A profile may name another endpoint.

@@ -7,3 +7,4 @@ pub mod libraries;
 pub mod lines;
 pub mod pgdata_walk;
 pub mod relation_path;
+pub mod socket;

@@ -68,6 +68,14 @@ pub fn check_address(url: &str) -> Result<(), String> {
     connect::parse(url).map(drop)
 }
 
+/// Whether the client of the store that this address means reads an environment variable.
+pub fn reads_variable(url: &str, name: &str) -> bool {
+    match connect::parse(url) {
+        Ok(connect::Address::Cloud { provider, .. }) => providers::reads_variable(provider, name),
+        Ok(connect::Address::Directory(_)) | Err(_) => false,
+    }
+}
+
 /// How long a failing store is asked again.
 #[derive(Clone, Copy, Debug)]
 pub enum Patience {

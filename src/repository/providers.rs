@@ -73,6 +73,23 @@ pub(super) fn client(
     }
 }
 
+/// Whether a client of this provider reads an environment variable: object_store's `from_env` by its own names, and what [`super::aws_profile`] adds.
+pub(super) fn reads_variable(provider: Provider, name: &str) -> bool {
+    const PROFILE: [&str; 4] =
+        ["AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"];
+    let key = name.to_ascii_lowercase();
+    match provider {
+        Provider::S3 => {
+            PROFILE.contains(&name) || (name.starts_with("AWS_") && key.parse::<AmazonS3ConfigKey>().is_ok())
+        }
+        Provider::Google => {
+            name == "SERVICE_ACCOUNT"
+                || (name.starts_with("GOOGLE_") && key.parse::<GoogleConfigKey>().is_ok())
+        }
+        Provider::Azure => name.starts_with("AZURE_") && key.parse::<AzureConfigKey>().is_ok(),
+    }
+}
+
 fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, retry_timeout: Duration::ZERO, ..RetryConfig::default() }
 }
@@ -215,6 +232,21 @@ mod tests {
             "option \"timeout\" has no effect: walhold sets its own deadlines"
         );
         assert!(client(Provider::S3, "b", &options("AWS_REGION", "eu-west-1")).is_ok());
+    }
+
+    #[test]
+    fn only_variables_that_are_read_lead_anywhere() {
+        for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_REGION", "AWS_PROFILE", "AWS_ALLOW_HTTP"] {
+            assert!(reads_variable(Provider::S3, name), "{name}");
+        }
+        for name in ["AWS_CA_BUNDLE", "AWS_PAGER", "AWS_EXECUTION_ENV", "GOOGLE_BUCKET", "aws_region", "PATH"]
+        {
+            assert!(!reads_variable(Provider::S3, name), "{name}");
+        }
+        assert!(reads_variable(Provider::Google, "GOOGLE_APPLICATION_CREDENTIALS"));
+        assert!(reads_variable(Provider::Google, "SERVICE_ACCOUNT"));
+        assert!(reads_variable(Provider::Azure, "AZURE_STORAGE_ACCOUNT_NAME"));
+        assert!(!reads_variable(Provider::Azure, "AZURE_CONFIG_DIR"));
     }
 
     /// The names in the table of docs/configuration.md, in its three rows.

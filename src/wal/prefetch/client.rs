@@ -20,6 +20,7 @@ use crate::interrupt;
 use crate::local::durable::parent_of;
 use crate::local::heap;
 use crate::local::kill_point::kill_point;
+use crate::local::socket;
 use crate::pg::{SystemIdentifier, WalSegmentName, WalSegmentSize};
 use crate::wal::first_page::{check_first_page, read_first_page};
 use crate::wal::server_directory::ServerDirectory;
@@ -72,7 +73,7 @@ pub fn binding_of(config: &Config, system: SystemIdentifier) -> Binding {
 /// Takes a segment from the window and moves it to its destination.
 pub fn take(request: &WindowRequest<'_>) -> Delivery {
     let directory = parent_of(request.destination).join(DIRECTORY);
-    let Ok(stream) = UnixStream::connect(directory.join(SOCKET)) else { return Delivery::NoWindow };
+    let Ok(stream) = socket::connect(&directory.join(SOCKET)) else { return Delivery::NoWindow };
     let path = directory.join(request.name.to_string());
     match ask(stream, request) {
         Ok(Some(Answer::Ready(file))) => match deliver(&path, &file, request) {
@@ -172,7 +173,7 @@ pub fn clear(wal_directory: &Path) -> bool {
     let directory = wal_directory.join(DIRECTORY);
     let until = Instant::now() + Duration::from_secs(5);
     while directory.exists() {
-        if let Ok(mut stream) = UnixStream::connect(directory.join(SOCKET)) {
+        if let Ok(mut stream) = socket::connect(&directory.join(SOCKET)) {
             let asked = stream.set_read_timeout(Some(SILENCE)).and_then(|()| {
                 stream.write_all(question_line(&Binding::of(b""), Question::Clear).as_bytes())
             });
