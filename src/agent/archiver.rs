@@ -223,7 +223,7 @@ impl Archiver {
     }
 
     /// The repository, opened when it is first needed.
-    fn repository(&self, deadline: Instant) -> Result<Repository, Failure> {
+    pub(super) fn repository(&self, deadline: Instant) -> Result<Repository, Failure> {
         let patience = Patience::Until(deadline);
         let mut known = locked(&self.repository);
         if let Some(repository) = &*known {
@@ -232,6 +232,13 @@ impl Archiver {
         let repository = Repository::open(&self.config.repository, patience)?;
         *known = Some(repository.clone());
         Ok(repository)
+    }
+
+    /// The next one who needs the repository opens it anew; nothing that was stored before counts there.
+    pub(super) fn forget_repository(&self) {
+        *locked(&self.repository) = None;
+        locked(&self.proven).clear();
+        locked(&self.lanes).values().for_each(|lane| locked(&lane.state).entries.clear());
     }
 
     fn is_proven(&self, lane: &Lane) -> bool {
@@ -250,10 +257,8 @@ impl Archiver {
         let result = proven();
         match &result {
             Ok(()) => drop(locked(&self.proven).insert(key, begun)),
-            // Whatever is there now has to be opened anew; nothing that was stored before counts there.
             Err(failure) if matches!(failure.cause, Cause::NoRepository | Cause::Damaged) => {
-                *locked(&self.repository) = None;
-                locked(&self.lanes).values().for_each(|lane| locked(&lane.state).entries.clear());
+                self.forget_repository();
             }
             Err(_) => {}
         }

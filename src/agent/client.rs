@@ -3,7 +3,8 @@
 //! What must hold: an agent's word counts only if it runs as this user or root, names the file that was asked for, and came as a whole answer in a protocol that is known. Everything else, silence above all,
 //! means that the asker does the work itself.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::protocol::{
-    AgentStatus, Answer, Ask, LONGEST_LINE, PushAsk, Question, Settings, VERSION, WindowAsk, cause_of,
+    AgentStatus, Answer, Ask, FetchAsk, LONGEST_LINE, PushAsk, Question, Settings, VERSION, WindowAsk,
+    cause_of,
 };
 use crate::config::Config;
 use crate::config::fingerprint::store_variables;
@@ -19,9 +21,11 @@ use crate::error::Failure;
 use crate::exit_status::Cause;
 use crate::interrupt;
 use crate::local::lines::next_line;
-use crate::local::socket as local_socket;
-use crate::pg::WalSegmentName;
+use crate::local::socket::{self as local_socket, write_with_file};
+use crate::pg::{ArchiveFileName, WalSegmentName};
 use crate::wal::archive_file::ArchiveFile;
+use crate::wal::destination::{Destination, Durability};
+use crate::wal::first_page::{check_first_page, read_first_page};
 use crate::wal::prefetch::client::binding_of;
 use crate::wal::server_directory::ServerDirectory;
 
@@ -45,8 +49,94 @@ pub fn push_through_agent(config: &Config, file: &ArchiveFile) -> Result<Option<
         patience_milliseconds: u64::try_from(config.wal.push_deadline.as_millis()).unwrap_or(u64::MAX),
     });
     let until = Instant::now() + config.wal.push_deadline + ALLOWANCE;
-    match converse(stream, ask, until) {
-        Ok(Answer::Archived { name, how }) if name == file.name.to_string() => Ok(Some(how)),
+    match last_word(converse(stream, ask, None, until))? {
+        Some(Answer::Archived { name, how }) if name == file.name.to_string() => Ok(Some(how)),
+        _ => Ok(None),
+    }
+}
+
+/// A file that PostgreSQL asks for.
+pub struct AgentFetch<'a> {
+    /// What is wanted.
+    pub name: ArchiveFileName,
+    /// Where it goes.
+    pub destination: &'a Path,
+    /// Whether it must survive power loss there.
+    pub durability: Durability,
+    /// Who asks.
+    pub server: &'a ServerDirectory,
+    /// When the whole fetch must be done.
+    pub deadline: Instant,
+}
+
+/// How the agent fetched.
+pub enum AgentFetched {
+    /// The file lies at its destination.
+    Delivered {
+        /// Bytes of its object.
+        stored_length: u64,
+    },
+    /// Not there; a later one is, where gaps are allowed.
+    Absent {
+        /// See [`crate::wal::fetch::Fetched::AllowedGap`].
+        later: Option<WalSegmentName>,
+    },
+}
+
+/// Lets the agent fetch a file into one that only this process can give a name: `None` if there is no agent for it, and whatever it may still do to that file is seen by nobody.
+pub fn fetch_through_agent(config: &Config, fetch: &AgentFetch<'_>) -> Result<Option<AgentFetched>, Failure> {
+    let Some(stream) = connect(&config.agent_socket) else { return Ok(None) };
+    let destination = Destination::create(fetch.destination)?;
+    let control = &fetch.server.control;
+    let patience = fetch.deadline.saturating_duration_since(Instant::now());
+    let ask = Ask::Fetch(FetchAsk {
+        settings: settings(config),
+        name: fetch.name.to_string(),
+        destination: fetch.destination.to_owned(),
+        system: control.system_identifier,
+        segment_size: control.wal_segment_size,
+        patience_milliseconds: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+        allow_gap: config.wal.allow_gap,
+    });
+    let name = fetch.name.to_string();
+    match last_word(converse(stream, ask, Some(destination.file()), fetch.deadline + ALLOWANCE))? {
+        Some(Answer::Fetched { name: fetched, length, stored_length }) if fetched == name => {
+            if let Err(problem) = check_fetched(destination.file(), length, fetch) {
+                tracing::warn!("without the agent: it fetched another {name}: {problem}");
+                return Ok(None);
+            }
+            destination.deliver(fetch.durability)?;
+            Ok(Some(AgentFetched::Delivered { stored_length }))
+        }
+        Some(Answer::Absent { name: absent, later }) if absent == name => {
+            Ok(Some(AgentFetched::Absent { later }))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The checks that cost nothing: the agent has made the others.
+fn check_fetched(file: &File, length: u64, fetch: &AgentFetch<'_>) -> Result<(), String> {
+    let words = |error: io::Error| crate::error::system_words(&error);
+    let found = file.metadata().map_err(words)?.len();
+    if found != length {
+        return Err(format!("it has {found} bytes instead of {length}"));
+    }
+    let (ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment)) = fetch.name else {
+        return Ok(());
+    };
+    // The agent wrote through the same open file, which is at its end now.
+    let mut file = file;
+    file.rewind().map_err(words)?;
+    let page = read_first_page(file).map_err(words)?;
+    check_first_page(segment, &page, length, Some(fetch.server.control.system_identifier))
+        .map(drop)
+        .map_err(|problem| problem.to_string())
+}
+
+/// What the agent's last word means to somebody who can do without it: `None` where that has to be done.
+fn last_word(said: io::Result<Answer>) -> Result<Option<Answer>, Failure> {
+    match said {
         Ok(Answer::Failed { cause, message, hint }) => match cause_of(&cause) {
             // It was told to end, or made a mistake: its work can be done here.
             None | Some(Cause::Interrupted | Cause::Internal) => {
@@ -60,7 +150,7 @@ pub fn push_through_agent(config: &Config, file: &ArchiveFile) -> Result<Option<
             tracing::warn!("without the agent: {why}");
             Ok(None)
         }
-        Ok(_) => Ok(None),
+        Ok(answer) => Ok(Some(answer)),
         Err(error) => {
             tracing::info!("without the agent: {}", crate::error::system_words(&error));
             Ok(None)
@@ -88,13 +178,13 @@ pub fn keep_window_in_agent(
         after,
         binding: binding_of(config, server.control.system_identifier),
     });
-    matches!(converse(stream, ask, Instant::now() + ALLOWANCE), Ok(Answer::Kept))
+    matches!(converse(stream, ask, None, Instant::now() + ALLOWANCE), Ok(Answer::Kept))
 }
 
 /// How the agent is; an error in the system's words if none answers.
 pub fn status(socket: &Path) -> io::Result<AgentStatus> {
     let stream = local_socket::connect(socket)?;
-    match converse(stream, Ask::Status {}, Instant::now() + ALLOWANCE)? {
+    match converse(stream, Ask::Status {}, None, Instant::now() + ALLOWANCE)? {
         Answer::Status(status) => Ok(*status),
         Answer::Other { why } => Err(io::Error::other(why)),
         _ => Err(io::Error::other("its answer makes no sense")),
@@ -141,13 +231,16 @@ fn settings(config: &Config) -> Settings {
 }
 
 /// Asks, and waits for the last word.
-fn converse(mut stream: UnixStream, ask: Ask, until: Instant) -> io::Result<Answer> {
+fn converse(mut stream: UnixStream, ask: Ask, lent: Option<&File>, until: Instant) -> io::Result<Answer> {
     let question = Question { version: VERSION, walhold: env!("CARGO_PKG_VERSION").to_owned(), ask };
     let mut line = serde_json::to_vec(&question).map_err(io::Error::other)?;
     line.push(b'\n');
     stream.set_write_timeout(Some(SILENCE))?;
     stream.set_read_timeout(Some(LOOK))?;
-    stream.write_all(&line)?;
+    match lent {
+        Some(file) => write_with_file(&stream, &line, file)?,
+        None => stream.write_all(&line)?,
+    }
     let mut held = Vec::new();
     let mut heard = Instant::now();
     loop {

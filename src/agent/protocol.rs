@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit_status::Cause;
 use crate::format::Digest;
-use crate::pg::WalSegmentName;
+use crate::pg::{SystemIdentifier, WalSegmentName, WalSegmentSize};
 use crate::wal::archive_file::FileStamp;
 
 /// The protocol that this build speaks.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longer lines are somebody else's.
 pub const LONGEST_LINE: usize = 256 << 10;
 
@@ -35,6 +35,8 @@ pub struct Question {
 pub enum Ask {
     /// Archive a file.
     Push(PushAsk),
+    /// Fetch a file into the open one that comes with the question.
+    Fetch(FetchAsk),
     /// Keep the next segments ready for a server that recovers.
     Window(WindowAsk),
     /// Tell how things are.
@@ -67,6 +69,25 @@ pub struct PushAsk {
     pub patience_milliseconds: u64,
 }
 
+/// A file that is wanted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FetchAsk {
+    /// See [`Settings`].
+    pub settings: Settings,
+    /// What is wanted.
+    pub name: String,
+    /// Where the asker will put it, for messages.
+    pub destination: PathBuf,
+    /// The server's cluster.
+    pub system: SystemIdentifier,
+    /// Its segment size.
+    pub segment_size: WalSegmentSize,
+    /// How long a failing store is asked again, and a gap is waited for.
+    pub patience_milliseconds: u64,
+    /// Whether a gap is the end of WAL.
+    pub allow_gap: bool,
+}
+
 /// A window that is to be kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WindowAsk {
@@ -94,6 +115,22 @@ pub enum Answer {
         name: String,
         /// How that came to be, for the log.
         how: String,
+    },
+    /// The file was checked and is in the one that came with the question.
+    Fetched {
+        /// Its name, for the asker to compare.
+        name: String,
+        /// Its bytes.
+        length: u64,
+        /// Bytes of its object.
+        stored_length: u64,
+    },
+    /// The archive was asked and does not have the file.
+    Absent {
+        /// Its name, for the asker to compare.
+        name: String,
+        /// The later segment that makes it a gap, where the asker allows gaps.
+        later: Option<WalSegmentName>,
     },
     /// The window is or will be kept.
     Kept,
@@ -134,6 +171,8 @@ pub struct AgentStatus {
     pub last_refusal: Option<Refusal>,
     /// One per directory of WAL that was archived from.
     pub archives: Vec<ArchiveStatus>,
+    /// Files fetched for wal-fetch, windows apart.
+    pub fetched: u64,
     /// Directories of WAL with a window.
     pub windows: Vec<PathBuf>,
 }

@@ -20,7 +20,10 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use super::archiver::{Archiver, PushOrder};
 use super::client::read_line;
-use super::protocol::{AgentStatus, Answer, Ask, PushAsk, Question, Refusal, Settings, VERSION, WindowAsk};
+use super::fetcher::{FetchEnd, FetchOrder, Fetcher};
+use super::protocol::{
+    AgentStatus, Answer, Ask, FetchAsk, PushAsk, Question, Refusal, Settings, VERSION, WindowAsk,
+};
 use crate::config::fingerprint::store_variables;
 use crate::config::{Config, PgdataOrigin};
 use crate::error::{Failure, system_words};
@@ -28,8 +31,10 @@ use crate::exit_status::Cause;
 use crate::interrupt;
 use crate::local::durable::parent_of;
 use crate::local::kill_point::kill_point;
+use crate::local::socket::FileReceiver;
 use crate::repository;
 use crate::wal::archive_file::ArchiveFile;
+use crate::wal::fetch::Fetched;
 use crate::wal::prefetch::worker::{self, WindowOrder};
 use crate::wal::push::Writing;
 
@@ -49,6 +54,8 @@ struct Agent {
     variables: Vec<(String, String)>,
     last_refusal: Mutex<Option<Refusal>>,
     archiver: Arc<Archiver>,
+    fetcher: Fetcher,
+    fetched: AtomicU64,
     windows: Mutex<HashMap<PathBuf, ()>>,
     since: jiff::Timestamp,
     refused: AtomicU64,
@@ -64,11 +71,15 @@ pub fn run(config: &Config, writing: Writing) -> Result<(), Failure> {
             .with_hint("agent.socket must lie in a directory that the agent's user owns")
     };
     let (listener, _lock) = listen(socket).map_err(|error| failed("listen at", &error))?;
+    let keys = writing.keys.clone();
+    let archiver = Arc::new(Archiver::new(config.clone(), writing));
     let agent = Arc::new(Agent {
         config: config.clone(),
         variables: store_variables(&config.repository.url),
         last_refusal: Mutex::default(),
-        archiver: Arc::new(Archiver::new(config.clone(), writing)),
+        fetcher: Fetcher::new(Arc::clone(&archiver), keys),
+        fetched: AtomicU64::new(0),
+        archiver,
         windows: Mutex::default(),
         since: jiff::Timestamp::now(),
         refused: AtomicU64::new(0),
@@ -157,7 +168,10 @@ impl Agent {
     fn answer(self: &Arc<Self>, stream: &mut UnixStream) -> io::Result<()> {
         stream.set_read_timeout(Some(PATIENCE_WITH_ASKER))?;
         stream.set_write_timeout(Some(PATIENCE_WITH_ASKER))?;
-        let line = read_line(stream, &mut Vec::new())?;
+        let (line, lent) = {
+            let mut receiver = FileReceiver::new(stream);
+            (read_line(&mut receiver, &mut Vec::new())?, receiver.file)
+        };
         let question = match read_question(&line) {
             Ok(question) => question,
             Err(why) => return say(stream, &self.refuse(why)),
@@ -166,26 +180,31 @@ impl Agent {
         match question.ask {
             Ask::Status {} => say(stream, &Answer::Status(Box::new(self.status()))),
             Ask::Window(ask) => say(stream, &self.keep_window(ask)),
-            Ask::Push(ask) => {
-                let (report, reports) = channel();
-                let agent = Arc::clone(self);
-                std::thread::Builder::new().name("push".to_owned()).spawn(move || {
-                    let _ = report.send(agent.push(&ask));
-                })?;
-                loop {
-                    match reports.recv_timeout(HEARTBEAT) {
-                        Ok(answer) => {
-                            kill_point("agent: before answer");
-                            return say(stream, &answer);
-                        }
-                        Err(RecvTimeoutError::Timeout) => say(stream, &Answer::Wait)?,
-                        Err(RecvTimeoutError::Disconnected) => {
-                            return say(
-                                stream,
-                                &failed_answer(&Failure::new(Cause::Internal, "a thread died")),
-                            );
-                        }
-                    }
+            Ask::Fetch(ask) => self.work(stream, move |agent| agent.fetch(&ask, lent)),
+            Ask::Push(ask) => self.work(stream, move |agent| agent.push(&ask)),
+        }
+    }
+
+    /// Does on another thread what may take long, and tells the asker meanwhile that it does.
+    fn work(
+        self: &Arc<Self>,
+        stream: &mut UnixStream,
+        work: impl FnOnce(&Agent) -> Answer + Send + 'static,
+    ) -> io::Result<()> {
+        let (report, reports) = channel();
+        let agent = Arc::clone(self);
+        std::thread::Builder::new().name("work".to_owned()).spawn(move || {
+            let _ = report.send(work(&agent));
+        })?;
+        loop {
+            match reports.recv_timeout(HEARTBEAT) {
+                Ok(answer) => {
+                    kill_point("agent: before answer");
+                    return say(stream, &answer);
+                }
+                Err(RecvTimeoutError::Timeout) => say(stream, &Answer::Wait)?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return say(stream, &failed_answer(&Failure::new(Cause::Internal, "a thread died")));
                 }
             }
         }
@@ -225,6 +244,38 @@ impl Agent {
         match self.archiver.push(order) {
             Ok(how) => Answer::Archived { name, how },
             Err(failure) => failed_answer(&failure),
+        }
+    }
+
+    fn fetch(&self, ask: &FetchAsk, lent: Option<File>) -> Answer {
+        let cluster = match (self.differs(&ask.settings), ask.settings.cluster.parse()) {
+            (None, Ok(cluster)) => cluster,
+            (why, _) => return self.refuse(why.unwrap_or_else(|| "this is no cluster's name".to_owned())),
+        };
+        let (Some(file), Ok(name)) = (lent, ask.name.parse()) else {
+            return self.refuse("the question makes no sense".to_owned());
+        };
+        let patience = Duration::from_millis(ask.patience_milliseconds.min(86_400_000));
+        let end = self.fetcher.fetch(&FetchOrder {
+            cluster,
+            name,
+            system: ask.system,
+            segment_size: ask.segment_size,
+            file: &file,
+            destination: &ask.destination,
+            deadline: Instant::now() + patience,
+            allow_gap: ask.allow_gap,
+        });
+        let name = name.to_string();
+        match end {
+            FetchEnd::Left(why) => self.refuse(why),
+            FetchEnd::Done(Ok(Fetched::Delivered(tail))) => {
+                self.fetched.fetch_add(1, Ordering::SeqCst);
+                Answer::Fetched { name, length: tail.plaintext_length, stored_length: tail.stored_length }
+            }
+            FetchEnd::Done(Ok(Fetched::Absent)) => Answer::Absent { name, later: None },
+            FetchEnd::Done(Ok(Fetched::AllowedGap { later })) => Answer::Absent { name, later: Some(later) },
+            FetchEnd::Done(Err(failure)) => failed_answer(&failure),
         }
     }
 
@@ -285,6 +336,7 @@ impl Agent {
             refused: self.refused.load(Ordering::SeqCst),
             last_refusal: self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             archives: self.archiver.status(),
+            fetched: self.fetched.load(Ordering::SeqCst),
             windows: windows.keys().cloned().collect(),
         }
     }
@@ -346,9 +398,9 @@ mod tests {
     #[test]
     fn questions_of_other_versions_and_nonsense_are_refused() {
         let status =
-            format!(r#"{{"version":1,"walhold":"{}","ask":{{"status":{{}}}}}}"#, env!("CARGO_PKG_VERSION"));
+            format!(r#"{{"version":2,"walhold":"{}","ask":{{"status":{{}}}}}}"#, env!("CARGO_PKG_VERSION"));
         assert!(read_question(status.as_bytes()).is_ok());
-        let other = status.replace("\"version\":1", "\"version\":2");
+        let other = status.replace("\"version\":2", "\"version\":3");
         assert!(read_question(other.as_bytes()).unwrap_err().ends_with("restart it"));
         let older = status.replace(env!("CARGO_PKG_VERSION"), "0.0.1");
         assert!(read_question(older.as_bytes()).is_err());

@@ -2,8 +2,8 @@
 //!
 //! 1. Read the name and find the server that asks.
 //! 2. A segment for a recovering server: take it from the window of those that were fetched ahead.
-//! 3. Else open the repository.
-//! 4. Fetch the file to its destination, or prove its absence.
+//! 3. Else, if an agent answers, let it fetch the file, or prove its absence.
+//! 4. Else open the repository and do that here.
 //! 5. If nobody keeps a window for this server, start somebody who does.
 //! 6. Turn the end into a status that PostgreSQL reads rightly.
 //!
@@ -13,6 +13,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::agent::client::{AgentFetch, AgentFetched, fetch_through_agent};
 use crate::config::{Config, FetchOnError};
 use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
@@ -22,7 +23,7 @@ use crate::pg::{ArchiveFileName, WalSegmentName};
 use crate::repository::{Patience, Repository};
 use crate::wal::absence::Archive;
 use crate::wal::destination::Durability;
-use crate::wal::fetch::{FetchRequest, Fetched, GapRule, fetch_file};
+use crate::wal::fetch::{Crew, FetchRequest, Fetched, GapRule, Place, fetch_file};
 use crate::wal::prefetch::client::{Delivery, WindowRequest, binding_of, start_worker, take};
 use crate::wal::prefetch::worker::{is_recovering, remove_abandoned};
 use crate::wal::server_directory::{ServerDirectory, ServerDirectoryError};
@@ -67,6 +68,68 @@ fn fetch(
         tracing::info!("fetched {name}, which was ready");
         return Ok(Outcome::Done);
     }
+    let fetched = match ask_the_agent(name, args, config, server, deadline)? {
+        Some(fetched) => fetched,
+        None => fetch_directly(name, args, config, server, deadline)?,
+    };
+    match fetched {
+        Fetch::Delivered => {
+            if let Some(segment) = ahead.filter(|_| window == Delivery::NoWindow && config.wal.prefetch > 0) {
+                start_worker(config, server, &parent_of(&args.destination), segment);
+            }
+            Ok(Outcome::Done)
+        }
+        Fetch::Absent { later: None } => {
+            tracing::info!("{name} is not in the archive");
+            Ok(Outcome::Absent)
+        }
+        Fetch::Absent { later: Some(later) } => {
+            tracing::warn!(
+                "{name} is missing from the archive, although {later} is there; wal.allow_gap lets recovery end here"
+            );
+            Ok(Outcome::Absent)
+        }
+    }
+}
+
+/// How a fetch ended, whoever did it.
+enum Fetch {
+    Delivered,
+    Absent { later: Option<WalSegmentName> },
+}
+
+/// `None` if there is no agent that can.
+fn ask_the_agent(
+    name: ArchiveFileName,
+    args: &WalFetchArgs,
+    config: &Config,
+    server: &ServerDirectory,
+    deadline: Instant,
+) -> Result<Option<Fetch>, Failure> {
+    let asked = AgentFetch {
+        name,
+        destination: &args.destination,
+        durability: durability(args, server),
+        server,
+        deadline,
+    };
+    Ok(match fetch_through_agent(config, &asked)? {
+        Some(AgentFetched::Delivered { stored_length }) => {
+            tracing::info!("fetched {name} by the agent: from {stored_length} bytes");
+            Some(Fetch::Delivered)
+        }
+        Some(AgentFetched::Absent { later }) => Some(Fetch::Absent { later }),
+        None => None,
+    })
+}
+
+fn fetch_directly(
+    name: ArchiveFileName,
+    args: &WalFetchArgs,
+    config: &Config,
+    server: &ServerDirectory,
+    deadline: Instant,
+) -> Result<Fetch, Failure> {
     let keys = config.key_ring()?;
     let repository = Repository::open(&config.repository, Patience::Until(deadline))?;
     let archive = Archive {
@@ -78,29 +141,18 @@ fn fetch(
     };
     let request = FetchRequest {
         name,
-        destination: &args.destination,
-        durability: durability(args, server),
+        place: Place::Path(&args.destination, durability(args, server)),
         gap: if config.wal.allow_gap { GapRule::EndOfWal } else { GapRule::WaitUntil(deadline) },
+        crew: Crew::Full,
     };
-    match fetch_file(&archive, &request)? {
+    Ok(match fetch_file(&archive, &request)? {
         Fetched::Delivered(tail) => {
             tracing::info!("fetched {name}: {} bytes from {}", tail.plaintext_length, tail.stored_length);
-            if let Some(segment) = ahead.filter(|_| window == Delivery::NoWindow && config.wal.prefetch > 0) {
-                start_worker(config, server, &parent_of(&args.destination), segment);
-            }
-            Ok(Outcome::Done)
+            Fetch::Delivered
         }
-        Fetched::Absent => {
-            tracing::info!("{name} is not in the archive");
-            Ok(Outcome::Absent)
-        }
-        Fetched::AllowedGap { later } => {
-            tracing::warn!(
-                "{name} is missing from the archive, although {later} is there; wal.allow_gap lets recovery end here"
-            );
-            Ok(Outcome::Absent)
-        }
-    }
+        Fetched::Absent => Fetch::Absent { later: None },
+        Fetched::AllowedGap { later } => Fetch::Absent { later: Some(later) },
+    })
 }
 
 /// The segment, if it is a server that asks for it, in recovery, and others will follow.

@@ -46,6 +46,8 @@ enum Staging {
     Named(PathBuf),
     /// Nothing is left to remove.
     Delivered,
+    /// Belongs to another process, which delivers it.
+    Lent,
 }
 
 impl Destination {
@@ -66,6 +68,16 @@ impl Destination {
         Ok(Destination { path: path.to_owned(), file, staging: Staging::Named(name) })
     }
 
+    /// The file of another process, which will deliver it to `path` itself or throw it away.
+    pub fn lent(file: File, path: &Path) -> Destination {
+        Destination { path: path.to_owned(), file, staging: Staging::Lent }
+    }
+
+    /// The file, for another process to fill.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Takes the next bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), DestinationError> {
         self.file.write_all(bytes).map_err(|source| self.failed("write", source))
@@ -73,6 +85,9 @@ impl Destination {
 
     /// Puts the file under its path, replacing what lies there.
     pub fn deliver(mut self, durability: Durability) -> Result<(), DestinationError> {
+        if matches!(self.staging, Staging::Lent) {
+            return Ok(());
+        }
         if durability == Durability::Synced {
             self.file.sync_all().map_err(|source| self.failed("sync", source))?;
         }

@@ -3,6 +3,7 @@
 //! In: a name and a destination. Out: the file, checked against its recorded length, digest, name and cluster, or a proven absence. What must hold: a failure leaves the
 //! destination as it was; "absent" is said only where [`super::absence`] proved it, or where the operator allows a gap.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,16 +42,25 @@ pub enum GapRule {
 }
 
 /// One request.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct FetchRequest<'a> {
     /// What is wanted.
     pub name: ArchiveFileName,
     /// Where it goes.
-    pub destination: &'a Path,
-    /// Whether it must survive power loss there.
-    pub durability: Durability,
+    pub place: Place<'a>,
     /// What a gap means.
     pub gap: GapRule,
+    /// How fast.
+    pub crew: Crew,
+}
+
+/// Where a fetched file goes.
+#[derive(Debug)]
+pub enum Place<'a> {
+    /// Under this path, where it may have to survive power loss.
+    Path(&'a Path, Durability),
+    /// Into this open, empty file of another process, which will give it this name or throw it away.
+    Lent(&'a File, &'a Path),
 }
 
 /// How a fetch ended.
@@ -80,7 +90,7 @@ pub fn fetch_file(archive: &Archive<'_>, request: &FetchRequest<'_>) -> Result<F
         if let Some((object, beginning)) = asked {
             let beginning = Mutex::new(Beginning { offset: 0, bytes: beginning });
             let source = BegunObject { repository: archive.repository, object: &object, beginning };
-            return deliver(archive, request, &key, &source, Crew::Full).map(Fetched::Delivered);
+            return deliver(archive, request, &key, &source).map(Fetched::Delivered);
         }
         let miss = explain_miss(archive, request.name);
         let miss = miss.map_err(|error| gap_or(error.into(), gap_before, request))?;
@@ -127,13 +137,14 @@ pub fn fetch_if_stored(
     let Some((object, beginning)) = found else { return Ok(None) };
     let beginning = Mutex::new(Beginning { offset: 0, bytes: beginning });
     let source = BegunObject { repository: archive.repository, object: &object, beginning };
-    let request = FetchRequest { name, destination, durability: Durability::Synced, gap: GapRule::EndOfWal };
-    deliver(archive, &request, &key, &source, Crew::Small).map(Some)
+    let place = Place::Path(destination, Durability::Synced);
+    let request = FetchRequest { name, place, gap: GapRule::EndOfWal, crew: Crew::Small };
+    deliver(archive, &request, &key, &source).map(Some)
 }
 
 /// Threads that decode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Crew {
+pub enum Crew {
     /// One per core: PostgreSQL waits.
     Full,
     /// One: nobody waits yet, and others fetch beside it.
@@ -146,10 +157,15 @@ fn deliver(
     request: &FetchRequest<'_>,
     key: &ObjectKey,
     source: &dyn ObjectSource,
-    crew: Crew,
 ) -> Result<ObjectTail, FetchError> {
     let facts = expected_facts(archive, request.name);
-    let mut destination = Destination::create(request.destination)?;
+    let (mut destination, durability) = match request.place {
+        Place::Path(path, durability) => (Destination::create(path)?, durability),
+        Place::Lent(file, path) => {
+            let failed = |source| DestinationError { verb: "write", path: path.to_owned(), source };
+            (Destination::lent(file.try_clone().map_err(failed)?, path), Durability::LeftToPostgres)
+        }
+    };
     let mut first_page: Vec<u8> = Vec::with_capacity(FIRST_PAGE_BYTES);
     let expected = Expected { facts: &facts, key };
     let mut take = |bytes: &[u8]| {
@@ -158,7 +174,7 @@ fn deliver(
         first_page.extend_from_slice(bytes.get(..missing.min(bytes.len())).unwrap_or_default());
         destination.write(bytes).map_err(|error| Box::new(error) as SinkError)
     };
-    let tail = match crew {
+    let tail = match request.crew {
         Crew::Full => decode_object(source, &expected, archive.keys, &mut take),
         Crew::Small => decode_with_workers(source, &expected, archive.keys, 1, &mut take),
     }?;
@@ -167,7 +183,7 @@ fn deliver(
         check_first_page(segment, &first_page, tail.plaintext_length, Some(archive.system))
             .map_err(|problem| FetchError::NotTheSegment { key: key.to_string(), problem })?;
     }
-    destination.deliver(request.durability)?;
+    destination.deliver(durability)?;
     Ok(tail)
 }
 
