@@ -462,3 +462,36 @@ fn postgresql_archives_a_backlog_and_recovers_from_it() {
     copy.wait_promoted();
     assert_eq!(copy.row_digest("postgres"), expected);
 }
+
+#[test]
+fn over_a_far_store_a_push_waits_for_one_round_trip_after_it_is_connected() {
+    let files = small_files();
+    let server = S3Server::start(Conditions::Enforced);
+    let proxy = FaultProxy::start(server.addr());
+    let mut archive = Archive::without_repository(files);
+    archive.set("WALHOLD_REPOSITORY", &format!("s3://{BUCKET}/prefix"));
+    archive.set("AWS_ENDPOINT_URL", &format!("http://{}", proxy.addr()));
+    archive.set("AWS_REGION", "us-east-1");
+    archive.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
+    archive.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+    archive.walhold(["init"]).expect_success();
+    let [first, second, third] = [0, 1, 2].map(|n| files.segment(n));
+    archive.push(first, files.bytes(first)).expect_success();
+    // Its upload, and the marker and the identity that must be seen before it is acknowledged: none is answered before all three are asked.
+    proxy.set(Fault::Gather(3));
+    archive.push(second, files.bytes(second)).expect_success();
+    let mut seen = proxy.seen();
+    seen.sort();
+    let kinds: Vec<&str> = seen.iter().map(|line| line.split('/').next().unwrap().trim()).collect();
+    assert_eq!(kinds, ["GET", "HEAD", "PUT"], "{seen:?}");
+    // The acknowledgement waits for all of them.
+    proxy.set_matching("HEAD ", 1, Fault::Status(403));
+    let run = archive.push(third, files.bytes(third));
+    assert_eq!(run.status, Some(11), "{run:?}");
+    let marker =
+        contents(&server.bucket_directory()).into_keys().find(|path| path.ends_with("prefix/walhold.json"));
+    fs::remove_file(server.bucket_directory().join(marker.unwrap())).unwrap();
+    proxy.set(Fault::None);
+    let run = archive.push(third, files.bytes(third));
+    assert_eq!(run.status, Some(10), "{run:?}");
+}

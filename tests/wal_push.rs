@@ -275,8 +275,8 @@ fn a_file_that_changes_while_it_is_read_is_not_archived() {
     let path = archive.path("data").join(archive.offer(segment, files.bytes(segment)));
     let file = ArchiveFile::open(&path, None, PgdataOrigin::Setting).unwrap();
     fs::File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
-    let mut chunk = Vec::new();
-    let error = file.read_at(0, 4096, &mut chunk).unwrap_err();
+    let mut chunk = vec![0; 4096];
+    let error = file.read_at(0, &mut chunk).unwrap_err();
     assert_eq!(error.to_string(), format!("archive {}: it changed while it was read", path.display()));
 }
 

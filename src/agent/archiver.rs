@@ -3,15 +3,17 @@
 //! In: files that askers have open. Out: durable objects. What must hold: an answer from memory is given only for the very same file, which became durable minutes ago at most; the repository was proven to be the one
 //! that was opened within the last seconds (`PROOF_LIFE`); compressed bytes in memory are bounded over all clusters.
 //!
-//! Files are encoded one after another, each on two cores; several wait for the store at once.
+//! As many files are encoded at once as [`super::bounds`] lets; several more wait for the store.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::bounds::{Held, Kits, Room};
 use super::protocol::ArchiveStatus;
 use crate::config::{Config, PgdataOrigin};
 use crate::error::Failure;
@@ -23,8 +25,8 @@ use crate::local::kill_point::kill_point;
 use crate::pg::{ArchiveFileName, SystemIdentifier, WalSegmentName};
 use crate::repository::{Patience, Repository};
 use crate::wal::archive_file::{ArchiveFile, FileStamp};
-use crate::wal::identity::ensure_recorded;
-use crate::wal::push::{Pushed, Writing, encode_file};
+use crate::wal::identity::prove_recorded_here;
+use crate::wal::push::{Crew, Pushed, Writing, encode_file};
 use crate::wal::push_notes::LIFE;
 use crate::wal::ready;
 
@@ -43,18 +45,11 @@ pub struct Archiver {
     writing: Writing,
     repository: Mutex<Option<Repository>>,
     proven: Mutex<HashMap<(ClusterName, SystemIdentifier), Instant>>,
-    /// Held while a file is encoded.
-    turn: Mutex<()>,
-    room: Mutex<Room>,
-    room_changed: Condvar,
+    kits: Kits,
+    room: Room,
     lanes: Mutex<HashMap<LaneKey, Arc<Lane>>>,
-}
-
-/// Compressed bytes that wait for the store.
-#[derive(Default)]
-struct Room {
-    held: u64,
-    largest: u64,
+    /// Files that are being encoded or uploaded.
+    under_way: AtomicUsize,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -95,18 +90,28 @@ struct Entry {
     durable: Option<Instant>,
 }
 
+/// Why a file is archived.
+#[derive(Clone, Copy)]
+enum Turn<'a> {
+    /// Somebody waits for it; what is to be done when it is encoded.
+    Asked(&'a dyn Fn()),
+    /// It will be asked for.
+    Ahead,
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A file to archive for somebody who waits.
-pub struct PushOrder<'a> {
+#[derive(Debug)]
+pub struct PushOrder {
     /// Under which name.
     pub cluster: ClusterName,
     /// Opened and compared with what the asker has.
     pub file: ArchiveFile,
     /// See [`ArchiveFile::open`].
-    pub pgdata: Option<&'a Path>,
+    pub pgdata: Option<PathBuf>,
     /// When it must be done.
     pub deadline: Instant,
 }
@@ -114,20 +119,22 @@ pub struct PushOrder<'a> {
 impl Archiver {
     /// An archiver that has asked the store nothing yet.
     pub fn new(config: Config, writing: Writing) -> Archiver {
+        let workers = writing.sealing.workers.unwrap_or(1);
+        let room = Room::new(config.wal.push_ahead_memory);
         Archiver {
             config,
             writing,
             repository: Mutex::new(None),
             proven: Mutex::default(),
-            turn: Mutex::default(),
-            room: Mutex::default(),
-            room_changed: Condvar::new(),
+            kits: Kits::new(workers),
+            room,
             lanes: Mutex::default(),
+            under_way: AtomicUsize::new(0),
         }
     }
 
     /// Archives a file, unless that is done already; in a few words how.
-    pub fn push(self: &Arc<Self>, order: PushOrder<'_>) -> Result<String, Failure> {
+    pub fn push(self: &Arc<Self>, order: PushOrder) -> Result<String, Failure> {
         let lane = self.lane_of(&order)?;
         let name = order.file.name;
         let result = self.push_in(&lane, order);
@@ -143,7 +150,30 @@ impl Archiver {
         result
     }
 
-    fn push_in(self: &Arc<Self>, lane: &Arc<Lane>, order: PushOrder<'_>) -> Result<String, Failure> {
+    /// Whether a file is known to be durable, without asking anybody.
+    pub fn is_known(&self, order: &PushOrder) -> bool {
+        let Ok(lane) = self.lane_of(order) else { return false };
+        let name = order.file.name.to_string();
+        let mut state = locked(&lane.state);
+        let fresh = |entry: &Entry| {
+            entry.stamp == order.file.stamp() && entry.durable.is_some_and(|then| then.elapsed() < LIFE)
+        };
+        let known = state.entries.get(&name).is_some_and(fresh) && self.is_proven(&lane);
+        if known {
+            state.acknowledged += 1;
+            state.last_asked = Some(name);
+        }
+        known
+    }
+
+    /// Goes on behind a file that was known; its asker has its answer already.
+    pub fn go_on(self: &Arc<Self>, order: &PushOrder) {
+        if let Ok(lane) = self.lane_of(order) {
+            self.look_ahead(&lane, order.file.name);
+        }
+    }
+
+    fn push_in(self: &Arc<Self>, lane: &Arc<Lane>, order: PushOrder) -> Result<String, Failure> {
         let name = order.file.name.to_string();
         if lane.was_archived(&name, &order.file.stamp(), order.deadline) {
             self.prove_for_answer(lane, &order.file)?;
@@ -152,7 +182,8 @@ impl Archiver {
         }
         let file = order.file;
         let mark = UnderWay { lane, file: &file };
-        let pushed = self.push_one(lane, &file, order.deadline, || self.look_ahead(lane, file.name));
+        let pushed =
+            self.push_one(lane, &file, order.deadline, Turn::Asked(&|| self.look_ahead(lane, file.name)));
         mark.end(&pushed);
         match pushed? {
             Pushed::Archived(encoded) => {
@@ -164,7 +195,7 @@ impl Archiver {
         }
     }
 
-    fn lane_of(&self, order: &PushOrder<'_>) -> Result<Arc<Lane>, Failure> {
+    fn lane_of(&self, order: &PushOrder) -> Result<Arc<Lane>, Failure> {
         let directory = parent_of(order.file.path());
         let found = fs::metadata(&directory).map_err(|error| {
             let words = crate::error::system_words(&error);
@@ -181,7 +212,7 @@ impl Archiver {
             Arc::new(Lane {
                 key,
                 directory,
-                pgdata: order.pgdata.map(Path::to_owned),
+                pgdata: order.pgdata.clone(),
                 state: Mutex::default(),
                 changed: Condvar::new(),
             })
@@ -189,30 +220,33 @@ impl Archiver {
         Ok(Arc::clone(lane))
     }
 
-    /// Encodes in turn, publishes beside others. `encoded` is called between.
+    /// Encodes in turn, publishes beside others.
     fn push_one(
         &self,
         lane: &Lane,
         file: &ArchiveFile,
         deadline: Instant,
-        encoded: impl FnOnce(),
+        turn: Turn<'_>,
     ) -> Result<Pushed, Failure> {
         let repository = self.repository(deadline)?;
+        let _counted = Counted::on(&self.under_way);
         std::thread::scope(|scope| {
             let is_stale = !self.is_proven(lane);
             let proof = is_stale.then(|| scope.spawn(|| self.prove(&repository, lane, file)));
+            let mut held = self.room_for_one(&repository)?;
             let ready = {
-                let _turn = locked(&self.turn);
-                self.wait_for_room(&repository)?;
-                let ready = encode_file(file, &repository, &lane.key.cluster, &self.writing)?;
-                let held = ready.held(&repository);
-                let mut room = locked(&self.room);
-                room.held += held;
-                room.largest = room.largest.max(held);
-                (ready, Held { archiver: self, bytes: held })
+                // Who waits alone is served by all cores.
+                let idle = matches!(turn, Turn::Asked(_)).then(|| self.kits.all_if_idle()).flatten();
+                let mut taken = idle.unwrap_or_else(|| self.kits.one());
+                let crew = taken.single().map_or(Crew::Whole, Crew::Alone);
+                encode_file(file, &repository, &lane.key.cluster, &self.writing, crew)?
             };
-            encoded();
-            let (ready, held) = ready;
+            if let Some(held) = &mut held {
+                held.settle(ready.held(&repository));
+            }
+            if let Turn::Asked(encoded) = turn {
+                encoded();
+            }
             let pushed = ready.publish(file, &repository, &self.writing.keys);
             drop(held);
             kill_point("agent: after publish");
@@ -249,12 +283,9 @@ impl Archiver {
     /// Sees that the repository still is the one that was opened, and that the cluster is recorded in it.
     fn prove(&self, repository: &Repository, lane: &Lane, file: &ArchiveFile) -> Result<(), Failure> {
         let key = (lane.key.cluster.clone(), lane.key.system);
-        let proven = || -> Result<(), Failure> {
-            repository.prove_present()?;
-            Ok(ensure_recorded(repository, &key.0, key.1, file.postgresql_major)?)
-        };
         let begun = Instant::now();
-        let result = proven();
+        let proven = prove_recorded_here(repository, &key.0, key.1, file.postgresql_major);
+        let result = proven.map_err(Failure::from);
         match &result {
             Ok(()) => drop(locked(&self.proven).insert(key, begun)),
             Err(failure) if matches!(failure.cause, Cause::NoRepository | Cause::Damaged) => {
@@ -277,22 +308,17 @@ impl Archiver {
         }
     }
 
-    fn wait_for_room(&self, repository: &Repository) -> Result<(), Failure> {
+    /// Room for another file's bytes while they wait for a store; a directory takes them at once.
+    fn room_for_one(&self, repository: &Repository) -> Result<Option<Held<'_>>, Failure> {
         if repository.is_directory() {
-            return Ok(());
+            return Ok(None);
         }
-        let mut room = locked(&self.room);
-        while room.held > 0 && room.held + room.largest > self.config.wal.push_ahead_memory {
-            if let Some(signal) = interrupt::requested() {
-                return Err(Failure::new(Cause::Interrupted, format!("interrupted by {}", signal.as_str())));
-            }
-            room = self.room_changed.wait_timeout(room, LOOK).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        // A large object of yesterday must not make today's wait.
-        if room.held == 0 {
-            room.largest = 0;
-        }
-        Ok(())
+        let interrupted = || match interrupt::requested() {
+            Some(signal) => format!("interrupted by {}", signal.as_str()),
+            None => "interrupted".to_owned(),
+        };
+        let held = self.room.reserve(|| interrupt::requested().is_some());
+        held.map(Some).ok_or_else(|| Failure::new(Cause::Interrupted, interrupted()))
     }
 
     /// Sees that what waits behind `asked` is worked on.
@@ -325,7 +351,7 @@ impl Archiver {
         while let Some((name, file)) = self.next_ahead(lane) {
             let deadline = Instant::now() + self.config.wal.push_deadline;
             let mark = UnderWay { lane, file: &file };
-            let pushed = self.push_one(lane, &file, deadline, || {});
+            let pushed = self.push_one(lane, &file, deadline, Turn::Ahead);
             mark.end(&pushed);
             let mut state = locked(&lane.state);
             match pushed {
@@ -374,6 +400,11 @@ impl Archiver {
         }
     }
 
+    /// Files that are being encoded or uploaded now.
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::SeqCst)
+    }
+
     /// How each directory is.
     pub fn status(&self) -> Vec<ArchiveStatus> {
         let lanes: Vec<Arc<Lane>> = locked(&self.lanes).values().cloned().collect();
@@ -383,16 +414,19 @@ impl Archiver {
     }
 }
 
-/// Gives room back.
-struct Held<'a> {
-    archiver: &'a Archiver,
-    bytes: u64,
+/// One of the files under way, until its thread is done with it in whatever way.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Counted<'_> {
+    fn on(count: &AtomicUsize) -> Counted<'_> {
+        count.fetch_add(1, Ordering::SeqCst);
+        Counted(count)
+    }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        locked(&self.archiver.room).held -= self.bytes;
-        self.archiver.room_changed.notify_all();
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -6,9 +6,10 @@
 //! - An asker that gets no answer, or not one that it understands, does the work itself: an agent that hangs, dies, is another version or has other settings costs a bounded time.
 //! - Memory is bounded whatever waits.
 //!
-//! [`protocol`] is what both sides say, [`client`] is wal-push's and wal-fetch's side, [`server`] listens and answers, [`archiver`] archives, [`fetcher`] fetches.
+//! [`protocol`] is what both sides say, [`client`] is wal-push's and wal-fetch's side, [`server`] listens and answers, [`archiver`] archives, [`fetcher`] fetches, [`bounds`] bounds.
 
 pub mod archiver;
+pub mod bounds;
 pub mod client;
 pub mod fetcher;
 pub mod protocol;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -16,6 +17,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::archiver::{Archiver, PushOrder};
@@ -70,7 +72,8 @@ pub fn run(config: &Config, writing: Writing) -> Result<(), Failure> {
         Failure::new(Cause::FileUnusable, format!("{verb} {}: {}", socket.display(), system_words(error)))
             .with_hint("agent.socket must lie in a directory that the agent's user owns")
     };
-    let (listener, _lock) = listen(socket).map_err(|error| failed("listen at", &error))?;
+    let Listening { listener, inherited, _lock } =
+        listen(socket).map_err(|error| failed("listen at", &error))?;
     let keys = writing.keys.clone();
     let archiver = Arc::new(Archiver::new(config.clone(), writing));
     let agent = Arc::new(Agent {
@@ -93,16 +96,27 @@ pub fn run(config: &Config, writing: Writing) -> Result<(), Failure> {
     while interrupt::sleep(Duration::from_secs(1)) {}
     notify("STOPPING=1");
     agent.ending.store(true, Ordering::SeqCst);
-    // New askers find nobody and do the work themselves.
-    let _ = fs::remove_file(socket);
+    // New askers find nobody and do the work themselves; at systemd's socket they are turned away, and the next agent is started for later ones.
+    if !inherited {
+        let _ = fs::remove_file(socket);
+    }
     agent.wait_for_the_last();
     drop(accepting);
     tracing::info!("the agent ended");
     Ok(())
 }
 
-/// Takes the place of an agent that is gone, never of a living one.
-fn listen(socket: &Path) -> io::Result<(UnixListener, File)> {
+/// Where askers come from.
+struct Listening {
+    listener: UnixListener,
+    /// Whether it was made by systemd, who keeps it.
+    inherited: bool,
+    /// Held while this process lives.
+    _lock: File,
+}
+
+/// Takes the place of an agent that is gone, never of a living one; or the socket that systemd made.
+fn listen(socket: &Path) -> io::Result<Listening> {
     DirBuilder::new().recursive(true).mode(0o700).create(parent_of(socket))?;
     let mut name = socket.as_os_str().to_owned();
     name.push(".lock");
@@ -110,13 +124,46 @@ fn listen(socket: &Path) -> io::Result<(UnixListener, File)> {
     if lock.try_lock().is_err() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens there"));
     }
+    if let Some(listener) = inherited_listener(socket)? {
+        return Ok(Listening { listener, inherited: true, _lock: lock });
+    }
     match fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(socket)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-    Ok((listener, lock))
+    Ok(Listening { listener, inherited: false, _lock: lock })
+}
+
+/// The socket that systemd passes to a service that it starts when somebody connects (sd_listen_fds(3)): descriptor 3, if the variables speak of this process.
+fn inherited_listener(socket: &Path) -> io::Result<Option<UnixListener>> {
+    const FIRST: RawFd = 3;
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    let count = match (number("LISTEN_PID"), number("LISTEN_FDS")) {
+        (Some(pid), Some(count)) if pid == std::process::id() => count,
+        _ => 0,
+    };
+    if count == 0 {
+        return Ok(None);
+    }
+    let flags = FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC);
+    // SAFETY: by systemd's protocol the descriptor is open and this process's own; nothing here has taken it. If the variables lie, the next calls fail.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(FIRST) };
+    fcntl(&descriptor, flags)?;
+    if count > 1 || !getsockopt(&descriptor, sockopt::AcceptConn)? {
+        return Err(io::Error::other("systemd must pass one listening stream socket"));
+    }
+    let listener = UnixListener::from(descriptor);
+    listener.set_nonblocking(false)?;
+    let address = listener.local_addr()?;
+    if address.as_pathname() != Some(socket) {
+        let place = address.as_pathname().unwrap_or(Path::new("no path")).display().to_string();
+        return Err(io::Error::other(format!(
+            "systemd listens at {place}: ListenStream and agent.socket must agree"
+        )));
+    }
+    Ok(Some(listener))
 }
 
 fn accept(agent: &Arc<Agent>, listener: &UnixListener) {
@@ -160,8 +207,16 @@ impl Agent {
     fn wait_for_the_last(&self) {
         let until = Instant::now() + LAST_PATIENCE;
         let keeps_windows = || !self.windows.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        while (self.askers.load(Ordering::SeqCst) > 0 || keeps_windows()) && Instant::now() < until {
+        // What is archived ahead gives up by itself now; until it has, parts of an upload lie in the store.
+        let is_busy = || self.askers.load(Ordering::SeqCst) > 0 || self.archiver.under_way() > 0;
+        while (is_busy() || keeps_windows()) && Instant::now() < until {
             std::thread::sleep(LOOK);
+        }
+        let left = self.archiver.under_way();
+        if left > 0 {
+            tracing::warn!(
+                "{left} uploads were cut off, and what was sent of large ones may stay in the store as unfinished multipart uploads, which nothing reads: let a lifecycle rule of the bucket abort such after a day"
+            );
         }
     }
 
@@ -181,7 +236,17 @@ impl Agent {
             Ask::Status {} => say(stream, &Answer::Status(Box::new(self.status()))),
             Ask::Window(ask) => say(stream, &self.keep_window(ask)),
             Ask::Fetch(ask) => self.work(stream, move |agent| agent.fetch(&ask, lent)),
-            Ask::Push(ask) => self.work(stream, move |agent| agent.push(&ask)),
+            Ask::Push(ask) => match self.order_of(&ask) {
+                Err(answer) => say(stream, &answer),
+                Ok(order) if self.archiver.is_known(&order) => {
+                    kill_point("agent: before answer");
+                    let name = order.file.name.to_string();
+                    say(stream, &Answer::Archived { name, how: "ahead".to_owned() })?;
+                    self.archiver.go_on(&order);
+                    Ok(())
+                }
+                Ok(order) => self.work(stream, move |agent| agent.push(order)),
+            },
         }
     }
 
@@ -227,20 +292,26 @@ impl Agent {
         other.map(|(name, _)| problem(name))
     }
 
-    fn push(&self, ask: &PushAsk) -> Answer {
+    /// What is asked, or the answer that it can't be done here.
+    fn order_of(&self, ask: &PushAsk) -> Result<PushOrder, Answer> {
         let cluster = match (self.differs(&ask.settings), ask.settings.cluster.parse()) {
             (None, Ok(cluster)) => cluster,
-            (why, _) => return self.refuse(why.unwrap_or_else(|| "this is no cluster's name".to_owned())),
+            (why, _) => {
+                return Err(self.refuse(why.unwrap_or_else(|| "this is no cluster's name".to_owned())));
+            }
         };
         let file = match ArchiveFile::open(&ask.path, ask.pgdata.as_deref(), PgdataOrigin::Flag) {
             Ok(file) if file.stamp() == ask.stamp => file,
-            Ok(_) => return self.refuse("the agent sees another file under this path".to_owned()),
+            Ok(_) => return Err(self.refuse("the agent sees another file under this path".to_owned())),
             // Perhaps in a container: the asker could open it.
-            Err(error) => return self.refuse(format!("the agent cannot use the file: {error}")),
+            Err(error) => return Err(self.refuse(format!("the agent cannot use the file: {error}"))),
         };
-        let name = file.name.to_string();
         let deadline = Instant::now() + Duration::from_millis(ask.patience_milliseconds.min(86_400_000));
-        let order = PushOrder { cluster, file, pgdata: ask.pgdata.as_deref(), deadline };
+        Ok(PushOrder { cluster, file, pgdata: ask.pgdata.clone(), deadline })
+    }
+
+    fn push(&self, order: PushOrder) -> Answer {
+        let name = order.file.name.to_string();
         match self.archiver.push(order) {
             Ok(how) => Answer::Archived { name, how },
             Err(failure) => failed_answer(&failure),
@@ -414,11 +485,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("agent.socket");
         let first = listen(&socket).unwrap();
-        assert_eq!(listen(&socket).unwrap_err().to_string(), "another agent listens there");
+        assert_eq!(listen(&socket).err().unwrap().to_string(), "another agent listens there");
         drop(first);
         // What a killed one left is.
         assert!(socket.exists());
-        let (_listener, _lock) = listen(&socket).unwrap();
+        let _second = listen(&socket).unwrap();
         assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

@@ -10,7 +10,7 @@ use crate::exit_status::Cause;
 use crate::format::envelope::{CHUNK_SIZE, MAX_CHUNK_SIZE, ObjectFacts, ObjectKind};
 use crate::format::{Digest, ObjectKey};
 
-use super::compress::{Compression, compressed_bound};
+use super::compress::{Compression, Compressor, compressed_bound};
 use super::crew::{Crew, CrewError, Worker, window};
 use super::seal::{ChunkSealer, Layout, SealPlan};
 use super::tree_hash::{Subtree, TreeDigest};
@@ -68,6 +68,65 @@ pub fn encode_object<S: ChunkSource>(
     let chunk_size = if facts.kind == ObjectKind::Pack { 0 } else { CHUNK_SIZE as u32 };
     let plan = SealPlan::new(facts, key, sealing, chunk_size).map_err(codec)?;
     encode_with_plan(source, &plan, key, worker_count(sealing), index, sink)
+}
+
+/// What encoding on one thread needs and the next object can use again: two buffers and a compression context.
+#[derive(Default)]
+pub struct EncodeKit {
+    plaintext: Vec<u8>,
+    stored: Vec<u8>,
+    compressor: Option<(Compression, Compressor)>,
+}
+
+impl std::fmt::Debug for EncodeKit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EncodeKit").finish_non_exhaustive()
+    }
+}
+
+/// [`encode_object`] on the calling thread alone: for many objects at once the cores are better used so, because no chunk changes hands.
+pub fn encode_object_alone<S: ChunkSource>(
+    mut source: S,
+    facts: &ObjectFacts,
+    key: &ObjectKey,
+    sealing: &Sealing,
+    kit: &mut EncodeKit,
+    index: impl FnOnce(S) -> Vec<u8>,
+    sink: &mut dyn ObjectSink,
+) -> Result<Encoded, EncodeError> {
+    let codec = |problem| EncodeError::Codec { key: key.to_string(), problem };
+    let plan = SealPlan::new(facts, key, sealing, CHUNK_SIZE as u32).map_err(codec)?;
+    let compressor = match kit.compressor.take() {
+        Some((compression, compressor)) if compression == sealing.compression => Ok(compressor),
+        _ => Compressor::new(sealing.compression),
+    };
+    let mut sealer = ChunkSealer::with_compressor(&plan, compressor.map_err(codec)?);
+    sink.write(plan.header()).map_err(EncodeError::Sink)?;
+    let mut layout = Layout { stored_length: plan.header().len() as u64, ..Layout::default() };
+    let mut digest = TreeDigest::default();
+    let mut last = false;
+    while !last {
+        let number = layout.next_number().map_err(codec)?;
+        last = source.next_chunk(&mut kit.plaintext).map_err(EncodeError::Source)?;
+        let length = kit.plaintext.len();
+        if length != CHUNK_SIZE && !(last && length < CHUNK_SIZE) {
+            return Err(codec(format!("the source gave {length} bytes instead of a chunk")));
+        }
+        // A source that learns only after a full chunk that it was the last one gives an empty one more.
+        if length == 0 && number > 0 {
+            break;
+        }
+        digest.push(Subtree::of(number, CHUNK_SIZE, &kit.plaintext));
+        sealer.seal_chunk(number, &kit.plaintext, &mut kit.stored).map_err(codec)?;
+        sink.write(&kit.stored).map_err(EncodeError::Sink)?;
+        layout.add_chunk(kit.stored.len(), length);
+    }
+    let digest = digest.finish();
+    let end = sealer.seal_end(&layout, digest, &index(source)).map_err(codec)?;
+    sink.write(&end).map_err(EncodeError::Sink)?;
+    layout.stored_length += end.len() as u64;
+    kit.compressor = Some((sealing.compression, sealer.into_compressor()));
+    Ok(layout.encoded(digest))
 }
 
 /// [`encode_object`] with header and salt decided.

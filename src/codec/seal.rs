@@ -81,7 +81,17 @@ pub(super) struct ChunkSealer {
 
 impl ChunkSealer {
     pub(super) fn new(plan: &SealPlan) -> Result<ChunkSealer, String> {
-        Ok(ChunkSealer { plan: plan.clone(), compressor: Compressor::new(plan.compression)? })
+        Ok(ChunkSealer::with_compressor(plan, Compressor::new(plan.compression)?))
+    }
+
+    /// A sealer with the context of an earlier one, which must have been of the same compression.
+    pub(super) fn with_compressor(plan: &SealPlan, compressor: Compressor) -> ChunkSealer {
+        ChunkSealer { plan: plan.clone(), compressor }
+    }
+
+    /// Gives the context back.
+    pub(super) fn into_compressor(self) -> Compressor {
+        self.compressor
     }
 
     /// Puts chunk `number` as stored, prefix included, into `stored`, which is cleared first.

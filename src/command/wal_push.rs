@@ -20,10 +20,10 @@ use crate::config::Config;
 use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
 use crate::local::kill_point::kill_point;
-use crate::pg::{ArchiveFileName, SystemIdentifier};
+use crate::pg::ArchiveFileName;
 use crate::repository::{Patience, Repository};
 use crate::wal::archive_file::ArchiveFile;
-use crate::wal::identity::ensure_recorded;
+use crate::wal::identity::{ensure_recorded, prove_recorded_here};
 use crate::wal::push::{Pushed, Writing};
 use crate::wal::push_ahead::{Following, PushContext, push_with_following};
 use crate::wal::push_notes::PushNotes;
@@ -146,18 +146,13 @@ fn open_repository(
     let patience = Patience::Until(deadline);
     let system = file.system_identifier();
     let major = file.postgresql_major;
-    let cluster = config.cluster.clone();
-    let prove = move |repository: &Repository, system: SystemIdentifier| -> Result<(), Failure> {
-        ensure_recorded(repository, &cluster, system, major).map_err(Failure::from)
-    };
     let known = notes.repository().filter(|_| !config.repository.url.starts_with("file:"));
     if let Some(marker) = known {
         let repository = Repository::open_assuming(&config.repository, patience, marker.clone())?;
-        let shared = repository.clone();
-        let thread = std::thread::Builder::new().name("prove".to_owned()).spawn(move || {
-            shared.prove_present()?;
-            prove(&shared, system)
-        });
+        let (shared, cluster) = (repository.clone(), config.cluster.clone());
+        let thread = std::thread::Builder::new()
+            .name("prove".to_owned())
+            .spawn(move || Ok(prove_recorded_here(&shared, &cluster, system, major)?));
         if let Ok(thread) = thread {
             return Ok((repository, Proof::UnderWay(thread)));
         }

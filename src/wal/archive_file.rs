@@ -126,9 +126,8 @@ impl ArchiveFile {
         self.facts.system_identifier
     }
 
-    /// Replaces what `chunk` holds with exactly `length` bytes from `offset`.
-    pub fn read_at(&self, offset: u64, length: usize, chunk: &mut Vec<u8>) -> Result<(), ArchiveFileError> {
-        chunk.resize(length, 0);
+    /// Fills `chunk` with the bytes from `offset` on.
+    pub fn read_at(&self, offset: u64, chunk: &mut [u8]) -> Result<(), ArchiveFileError> {
         self.file.read_exact_at(chunk, offset).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => ArchiveFileError::Changed { path: self.path.clone() },
             _ => ArchiveFileError::Read { path: self.path.clone(), source: error },

@@ -15,10 +15,10 @@ pub fn ensure_recorded(
     system: SystemIdentifier,
     postgresql_major: Option<u32>,
 ) -> Result<(), IdentityError> {
-    let key = keys::identity(cluster, system);
-    if repository.find(&key, Naming::Unique)?.is_some() {
+    if is_recorded(repository, cluster, system)? {
         return Ok(());
     }
+    let key = keys::identity(cluster, system);
     let identity = Identity {
         system_identifier: system,
         postgresql_major: postgresql_major.unwrap_or(0),
@@ -33,6 +33,37 @@ pub fn ensure_recorded(
         repository.url()
     );
     Ok(())
+}
+
+/// Whether the record is there; changes nothing.
+pub fn is_recorded(
+    repository: &Repository,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+) -> Result<bool, IdentityError> {
+    Ok(repository.find(&keys::identity(cluster, system), Naming::Unique)?.is_some())
+}
+
+/// Sees that the repository still is the one that was opened, and that the cluster is recorded in it. Both are asked at once, because each answer takes a round trip to a far store; nothing is
+/// written before the first is known.
+pub fn prove_recorded_here(
+    repository: &Repository,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    postgresql_major: Option<u32>,
+) -> Result<(), IdentityError> {
+    let recorded = std::thread::scope(|scope| {
+        let asked = std::thread::Builder::new()
+            .name("prove".to_owned())
+            .spawn_scoped(scope, || is_recorded(repository, cluster, system));
+        repository.prove_present()?;
+        match asked.map(|asked| asked.join()) {
+            Ok(Ok(recorded)) => recorded,
+            // No thread could be started, or it died: asked below, and told if it fails.
+            Ok(Err(_)) | Err(_) => Ok(false),
+        }
+    })?;
+    if recorded { Ok(()) } else { ensure_recorded(repository, cluster, system, postgresql_major) }
 }
 
 /// Reads the record and checks it; an error if it is not there.

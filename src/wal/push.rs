@@ -4,7 +4,9 @@
 //! name with other content is an error; a file that changed on the way is not published.
 
 use crate::codec::decode::{DecodeError, Expected, ObjectTail, decode_object, read_tail};
-use crate::codec::encode::{ChunkSource, EncodeError, Encoded, SinkError, encode_object};
+use crate::codec::encode::{
+    ChunkSource, EncodeError, EncodeKit, Encoded, SinkError, encode_object, encode_object_alone,
+};
 use crate::codec::{KeyRing, Sealing};
 use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
@@ -26,6 +28,9 @@ const ENVELOPE_ALLOWANCE: u64 = 512 << 10;
 
 /// The most that one object waiting for its request holds: larger ones go out in parts.
 const MOST_HELD: u64 = 10 << 20;
+
+/// Bytes read at once; a multiple of the WAL page size.
+const READ_PIECE: usize = 128 << 10;
 
 /// How objects are written, and how stored ones are compared.
 #[derive(Clone, Debug)]
@@ -52,7 +57,16 @@ pub fn push_file(
     cluster: &ClusterName,
     writing: &Writing,
 ) -> Result<Pushed, PushError> {
-    encode_file(file, repository, cluster, writing)?.publish(file, repository, &writing.keys)
+    encode_file(file, repository, cluster, writing, Crew::Whole)?.publish(file, repository, &writing.keys)
+}
+
+/// Who encodes.
+#[derive(Debug)]
+pub enum Crew<'a> {
+    /// As many threads as [`Writing::sealing`] says, and the calling one reads: one file is done soonest so.
+    Whole,
+    /// The calling thread: several files at once are done soonest so.
+    Alone(&'a mut EncodeKit),
 }
 
 /// A file that was read, checked and encoded, and that is not durable yet.
@@ -68,6 +82,7 @@ pub fn encode_file(
     repository: &Repository,
     cluster: &ClusterName,
     writing: &Writing,
+    crew: Crew<'_>,
 ) -> Result<EncodedFile, PushError> {
     let key = keys::wal(cluster, file.system_identifier(), file.name);
     let naming = naming_of(file.name);
@@ -75,7 +90,11 @@ pub fn encode_file(
         repository.publish(&key, naming, file.length().saturating_add(ENVELOPE_ALLOWANCE))?;
     let source = FileChunks { file, position: 0, scanner: scanner_for(file) };
     let index = |source: FileChunks<'_>| source.into_index();
-    let encoded = encode_object(source, &file.facts, &key, &writing.sealing, index, &mut publication)?;
+    let (facts, sealing) = (&file.facts, &writing.sealing);
+    let encoded = match crew {
+        Crew::Whole => encode_object(source, facts, &key, sealing, index, &mut publication),
+        Crew::Alone(kit) => encode_object_alone(source, facts, &key, sealing, kit, index, &mut publication),
+    }?;
     file.check_unchanged()?;
     Ok(EncodedFile { key, publication, encoded })
 }
@@ -189,13 +208,15 @@ impl ChunkSource for FileChunks<'_> {
         stop_if_asked()?;
         let left = self.file.length().saturating_sub(self.position);
         let length = left.min(CHUNK_SIZE as u64);
-        self.file
-            .read_at(self.position, length as usize, chunk)
-            .map_err(|error| Box::new(error) as SinkError)?;
-        if let Some(scanner) = &mut self.scanner {
-            scanner.feed(chunk);
+        chunk.resize(length as usize, 0);
+        // In pieces that are still in the core's own cache when the scanner comes.
+        for piece in chunk.chunks_mut(READ_PIECE) {
+            self.file.read_at(self.position, piece).map_err(|error| Box::new(error) as SinkError)?;
+            if let Some(scanner) = &mut self.scanner {
+                scanner.feed(piece);
+            }
+            self.position += piece.len() as u64;
         }
-        self.position += length;
         if self.position > self.file.length() / 2 {
             kill_point("push: mid-write");
         }

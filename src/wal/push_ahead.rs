@@ -17,7 +17,7 @@ use crate::local::kill_point::kill_point;
 use crate::repository::Repository;
 
 use super::archive_file::ArchiveFile;
-use super::push::{PushError, Pushed, Writing, encode_file};
+use super::push::{Crew, PushError, Pushed, Writing, encode_file};
 use super::push_notes::Note;
 
 /// Nothing new is begun after so long: PostgreSQL waits for the asked one.
@@ -118,7 +118,8 @@ impl Batch {
     /// Encodes a file on this thread and lets another wait for the store.
     fn begin(&mut self, file: Arc<ArchiveFile>) -> Result<(), PushError> {
         let context = Arc::clone(&self.context);
-        let encoded = encode_file(&file, &context.repository, &context.cluster, &context.writing)?;
+        let encoded =
+            encode_file(&file, &context.repository, &context.cluster, &context.writing, Crew::Whole)?;
         let held = encoded.held(&context.repository);
         let report = self.report.clone();
         let publishing = std::thread::Builder::new().name("publish".to_owned()).spawn(move || {

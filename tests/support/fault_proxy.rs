@@ -22,6 +22,8 @@ pub enum Fault {
     StatusRetryAfter(u16, u64),
     /// The request waits for so long, then goes on.
     Delay(Duration),
+    /// The request waits until so many have come since the rule was set: who sends one after the other's answer never gets one.
+    Gather(usize),
     /// Half of the answer's body comes, then nothing, on an open connection.
     HangMidBody,
     /// Half of the answer's body comes, then the connection is reset.
@@ -76,6 +78,8 @@ struct Shared {
     changed: Condvar,
     requests: AtomicUsize,
     held: AtomicUsize,
+    /// First lines of requests since the last change.
+    seen: Mutex<Vec<String>>,
     stopped: AtomicBool,
     weather: Mutex<Weather>,
     listings: Mutex<BTreeMap<String, (Instant, Message)>>,
@@ -122,6 +126,7 @@ impl FaultProxy {
             changed: Condvar::new(),
             requests: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
+            seen: Mutex::default(),
             stopped: AtomicBool::new(false),
             weather: Mutex::new(Weather {
                 random: Random::new(1),
@@ -162,6 +167,7 @@ impl FaultProxy {
         self.shared.changed.notify_all();
         self.shared.requests.store(0, Ordering::SeqCst);
         self.shared.held.store(0, Ordering::SeqCst);
+        self.shared.seen.lock().unwrap().clear();
         if fault == Fault::Refuse {
             // Wakes the listener, and waits until it is gone.
             while TcpStream::connect(self.addr).is_ok() {
@@ -185,6 +191,11 @@ impl FaultProxy {
     /// How often each random fault was met so far.
     pub fn weather_met(&self) -> BTreeMap<String, usize> {
         self.shared.weather.lock().unwrap().met.clone()
+    }
+
+    /// The first lines of requests since the last change, in the order in which they came.
+    pub fn seen(&self) -> Vec<String> {
+        self.shared.seen.lock().unwrap().clone()
     }
 
     /// Requests since the last change.
@@ -215,7 +226,18 @@ impl Shared {
         self.stopped.load(Ordering::SeqCst)
     }
 
+    fn wait_for_requests(&self, count: usize) {
+        while self.requests.load(Ordering::SeqCst) < count && !self.is_stopped() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     fn fault_for(&self, first_line: &str) -> Fault {
+        let mut seen = self.seen.lock().unwrap();
+        if seen.len() < 10_000 {
+            seen.push(first_line.to_owned());
+        }
+        drop(seen);
         self.requests.fetch_add(1, Ordering::SeqCst);
         let mut rule = self.rule.lock().unwrap();
         if rule.times == 0 || rule.fault == Fault::None || !first_line.contains(&rule.pattern) {
@@ -354,6 +376,7 @@ fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
                 let middle = request.body.len() / 2;
                 request.body[middle] ^= 0x10;
             }
+            Fault::Gather(count) => shared.wait_for_requests(count),
             _ => {}
         }
         // A connection for each request: a server that answers from the head alone closes it, which the client must not see.

@@ -1,6 +1,7 @@
 //! Shared by all integration tests.
 #![allow(dead_code)]
 
+pub mod agent;
 pub mod archive;
 pub mod cloud;
 pub mod cloud_emulators;

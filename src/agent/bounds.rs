@@ -1,0 +1,181 @@
+//! What keeps the agent's use of cores and memory within bounds, over all clusters.
+//!
+//! Encoding takes a kit, and there are as many as cores: each file is encoded on one thread, several at once, because then no chunk changes hands. A file that nothing else competes with
+//! takes all of them and is encoded by a whole crew, which is done sooner. Encoded bytes that wait for a store take room; who begins to encode reserves as much as recent files took.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::codec::encode::EncodeKit;
+
+/// How often a wait looks around.
+const LOOK: Duration = Duration::from_millis(200);
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The kits.
+pub struct Kits {
+    all: usize,
+    spare: Mutex<Vec<EncodeKit>>,
+    freed: Condvar,
+}
+
+/// One kit, or all of them; they come back when this is dropped.
+pub struct Taken<'a> {
+    kits: &'a Kits,
+    taken: Vec<EncodeKit>,
+}
+
+impl Kits {
+    /// So many, empty at first.
+    pub fn new(all: usize) -> Kits {
+        let all = all.max(1);
+        let spare = (0..all).map(|_| EncodeKit::default()).collect();
+        Kits { all, spare: Mutex::new(spare), freed: Condvar::new() }
+    }
+
+    /// Waits for one.
+    pub fn one(&self) -> Taken<'_> {
+        let mut spare = locked(&self.spare);
+        loop {
+            if let Some(kit) = spare.pop() {
+                return Taken { kits: self, taken: vec![kit] };
+            }
+            spare = self.freed.wait(spare).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// All of them if none is in use, and without what they hold: a crew has its own.
+    pub fn all_if_idle(&self) -> Option<Taken<'_>> {
+        let mut spare = locked(&self.spare);
+        if spare.len() < self.all {
+            return None;
+        }
+        let taken = spare.drain(..).map(|_| EncodeKit::default()).collect();
+        Some(Taken { kits: self, taken })
+    }
+}
+
+impl Taken<'_> {
+    /// The kit; `None` stands for a whole crew.
+    pub fn single(&mut self) -> Option<&mut EncodeKit> {
+        match self.taken.as_mut_slice() {
+            [kit] if self.kits.all > 1 => Some(kit),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        locked(&self.kits.spare).append(&mut self.taken);
+        self.kits.freed.notify_all();
+    }
+}
+
+/// Room for encoded bytes.
+pub struct Room {
+    limit: u64,
+    state: Mutex<RoomState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct RoomState {
+    held: u64,
+    /// What the next file is expected to take.
+    expected: u64,
+}
+
+/// Room that is taken; it is given back when this is dropped.
+pub struct Held<'a> {
+    room: &'a Room,
+    bytes: u64,
+}
+
+impl Room {
+    /// Room for so many bytes; for one file in any case.
+    pub fn new(limit: u64) -> Room {
+        Room { limit, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Waits until another file fits, and reserves what it may take; `None` if `is_over` before that.
+    pub fn reserve(&self, is_over: impl Fn() -> bool) -> Option<Held<'_>> {
+        let mut state = locked(&self.state);
+        while state.held > 0 && state.held + state.expected > self.limit {
+            if is_over() {
+                return None;
+            }
+            state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let bytes = state.expected.max(1);
+        state.held += bytes;
+        Some(Held { room: self, bytes })
+    }
+}
+
+impl Held<'_> {
+    /// What the file takes in fact.
+    pub fn settle(&mut self, bytes: u64) {
+        let mut state = locked(&self.room.state);
+        state.held = state.held - self.bytes + bytes;
+        // A large object of yesterday must not make today's wait, but one after the other may be large.
+        state.expected = bytes.max(state.expected - state.expected / 8);
+        self.bytes = bytes;
+        drop(state);
+        self.room.changed.notify_all();
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        locked(&self.room.state).held -= self.bytes;
+        self.room.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kits_go_round() {
+        let kits = Kits::new(2);
+        let mut all = kits.all_if_idle().unwrap();
+        assert!(all.single().is_none() && kits.all_if_idle().is_none());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| kits.one().single().is_some());
+            drop(all);
+            assert!(waiting.join().unwrap());
+        });
+        let one = kits.one();
+        assert!(kits.all_if_idle().is_none());
+        let _other = kits.one();
+        drop(one);
+        assert!(Kits::new(1).one().single().is_none(), "with one core there is only the crew of one");
+    }
+
+    #[test]
+    fn room_is_bounded_and_the_first_always_fits() {
+        let room = Room::new(100);
+        let over = || true;
+        let mut first = room.reserve(over).unwrap();
+        first.settle(70);
+        assert!(room.reserve(over).is_none(), "70 held and 70 expected");
+        first.settle(40);
+        let mut second = room.reserve(|| true);
+        assert!(second.is_none(), "40 held and 62 expected");
+        drop(first);
+        second = room.reserve(over);
+        second.as_mut().unwrap().settle(500);
+        assert!(room.reserve(over).is_none());
+        drop(second);
+        for _ in 0..40 {
+            room.reserve(over).unwrap().settle(10);
+        }
+        let held: Vec<_> = (0..9).map_while(|_| room.reserve(over)).collect();
+        assert!(held.len() >= 6, "{} of 10 bytes fit into 100", held.len());
+    }
+}
