@@ -21,4 +21,7 @@ for test in soak_wal soak_backup; do
     grep -E 'SOAK_SEED=|panicked' "target/soak/$test.log" | tail -n 1
     tail -n 40 "target/soak/$test.log" | grep -E 'compared|test result' || tail -n 40 "target/soak/$test.log"
 done
+# Alone, because it measures: the agent's memory over 10,000 segments.
+$CARGO test --locked --test agent_bounds -- --ignored --nocapture >target/soak/agent_bounds.log 2>&1 || status=1
+grep -E 'at the end|test result' target/soak/agent_bounds.log
 exit $status
