@@ -239,7 +239,12 @@ impl Archiver {
                 let idle = matches!(turn, Turn::Asked(_)).then(|| self.kits.all_if_idle()).flatten();
                 let mut taken = idle.unwrap_or_else(|| self.kits.one());
                 let crew = taken.single().map_or(Crew::Whole, Crew::Alone);
-                encode_file(file, &repository, &lane.key.cluster, &self.writing, crew)?
+                let grown = &mut |bytes| {
+                    if let Some(held) = &mut held {
+                        held.grow(bytes, || interrupt::requested().is_some());
+                    }
+                };
+                encode_file(file, &repository, &lane.key.cluster, &self.writing, crew, grown)?
             };
             if let Some(held) = &mut held {
                 held.settle(ready.held(&repository));

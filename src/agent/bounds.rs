@@ -1,7 +1,7 @@
 //! What keeps the agent's use of cores and memory within bounds, over all clusters.
 //!
 //! Encoding takes a kit, and there are as many as cores: each file is encoded on one thread, several at once, because then no chunk changes hands. A file that nothing else competes with
-//! takes all of them and is encoded by a whole crew, which is done sooner. Encoded bytes that wait for a store take room; who begins to encode reserves as much as recent files took.
+//! takes all of them and is encoded by a whole crew, which is done sooner. Encoded bytes that wait for a store take room: who begins to encode reserves as much as recent files took, and whose file becomes larger waits for room again.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -85,14 +85,17 @@ pub struct Room {
 #[derive(Default)]
 struct RoomState {
     held: u64,
-    /// What the next file is expected to take.
+    /// What the next file is expected to take: neighbours are alike.
     expected: u64,
+    /// Files that are encoded and on their way: their room will be free again whatever else happens.
+    on_their_way: usize,
 }
 
 /// Room that is taken; it is given back when this is dropped.
 pub struct Held<'a> {
     room: &'a Room,
     bytes: u64,
+    on_its_way: bool,
 }
 
 impl Room {
@@ -112,17 +115,30 @@ impl Room {
         }
         let bytes = state.expected.max(1);
         state.held += bytes;
-        Some(Held { room: self, bytes })
+        Some(Held { room: self, bytes, on_its_way: false })
     }
 }
 
 impl Held<'_> {
-    /// What the file takes in fact.
+    /// The file has become this large. Waits for room, as long as some will become free by itself, and not when `is_over`.
+    pub fn grow(&mut self, bytes: u64, is_over: impl Fn() -> bool) {
+        let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else { return };
+        let mut state = locked(&self.room.state);
+        while state.held + more > self.room.limit && state.on_their_way > 0 && !is_over() {
+            let waited = self.room.changed.wait_timeout(state, LOOK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.held += more;
+        self.bytes = bytes;
+    }
+
+    /// The file is encoded, takes this much, and is on its way.
     pub fn settle(&mut self, bytes: u64) {
         let mut state = locked(&self.room.state);
         state.held = state.held - self.bytes + bytes;
-        // A large object of yesterday must not make today's wait, but one after the other may be large.
-        state.expected = bytes.max(state.expected - state.expected / 8);
+        state.expected = (state.expected + bytes) / 2;
+        state.on_their_way += usize::from(!self.on_its_way);
+        self.on_its_way = true;
         self.bytes = bytes;
         drop(state);
         self.room.changed.notify_all();
@@ -131,7 +147,10 @@ impl Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        locked(&self.room.state).held -= self.bytes;
+        let mut state = locked(&self.room.state);
+        state.held -= self.bytes;
+        state.on_their_way -= usize::from(self.on_its_way);
+        drop(state);
         self.room.changed.notify_all();
     }
 }
@@ -162,20 +181,39 @@ mod tests {
         let room = Room::new(100);
         let over = || true;
         let mut first = room.reserve(over).unwrap();
-        first.settle(70);
-        assert!(room.reserve(over).is_none(), "70 held and 70 expected");
-        first.settle(40);
-        let mut second = room.reserve(|| true);
-        assert!(second.is_none(), "40 held and 62 expected");
+        first.settle(80);
+        assert!(room.reserve(over).is_none(), "80 held and 40 expected");
         drop(first);
-        second = room.reserve(over);
-        second.as_mut().unwrap().settle(500);
+        let mut second = room.reserve(over).unwrap();
+        second.settle(500);
         assert!(room.reserve(over).is_none());
         drop(second);
-        for _ in 0..40 {
+        for _ in 0..20 {
             room.reserve(over).unwrap().settle(10);
         }
-        let held: Vec<_> = (0..9).map_while(|_| room.reserve(over)).collect();
-        assert!(held.len() >= 6, "{} of 10 bytes fit into 100", held.len());
+        let held: Vec<_> = (0..20).map_while(|_| room.reserve(over)).collect();
+        assert!(held.len() >= 8, "{} of 10 bytes fit into 100", held.len());
+    }
+
+    #[test]
+    fn who_grows_waits_for_those_on_their_way_and_for_nobody_else() {
+        let room = Room::new(100);
+        let mut first = room.reserve(|| true).unwrap();
+        let mut second = room.reserve(|| true).unwrap();
+        // Two that are being encoded would wait for each other.
+        first.grow(90, || panic!("nothing will become free"));
+        second.grow(30, || panic!("nothing will become free"));
+        first.settle(90);
+        std::thread::scope(|scope| {
+            let growing = scope.spawn(move || {
+                second.grow(40, || false);
+                second
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!growing.is_finished());
+            drop(first);
+            assert_eq!(growing.join().unwrap().bytes, 40);
+        });
+        assert_eq!(locked(&room.state).held, 0);
     }
 }

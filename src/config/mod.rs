@@ -160,7 +160,7 @@ pub struct WalSettings {
     pub allow_gap: bool,
     /// How many waiting segments one wal-push archives beside the asked one: 32.
     pub push_ahead: usize,
-    /// Compressed bytes of those that may be on their way to a cloud store at once: 8 MB.
+    /// Compressed bytes of those that may be on their way to a cloud store at once: 10 MB.
     pub push_ahead_memory: u64,
     /// Bytes that segments fetched ahead may take on a recovering server's disk: 256 MB; 0 for none.
     pub prefetch: u64,
@@ -583,7 +583,7 @@ mod tests {
         assert_eq!(config.wal.fetch_deadline, Duration::from_secs(60));
         assert_eq!(config.wal.history_deadline, Duration::from_secs(600));
         assert_eq!((config.wal.fetch_on_error, config.wal.allow_gap), (FetchOnError::Auto, false));
-        assert_eq!((config.wal.push_ahead, config.wal.push_ahead_memory), (32, 8 << 20));
+        assert_eq!((config.wal.push_ahead, config.wal.push_ahead_memory), (32, 10 << 20));
         assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Text, "info"));
         assert_eq!((config.cluster.as_str(), config.rate_limit), ("main", None));
         assert!(config.jobs >= 1 && config.encryption.key_files.is_empty());

@@ -5,7 +5,7 @@
 
 use crate::codec::decode::{DecodeError, Expected, ObjectTail, decode_object, read_tail};
 use crate::codec::encode::{
-    ChunkSource, EncodeError, EncodeKit, Encoded, SinkError, encode_object, encode_object_alone,
+    ChunkSource, EncodeError, EncodeKit, Encoded, ObjectSink, SinkError, encode_object, encode_object_alone,
 };
 use crate::codec::{KeyRing, Sealing};
 use crate::error::{Explain, system_words};
@@ -57,7 +57,8 @@ pub fn push_file(
     cluster: &ClusterName,
     writing: &Writing,
 ) -> Result<Pushed, PushError> {
-    encode_file(file, repository, cluster, writing, Crew::Whole)?.publish(file, repository, &writing.keys)
+    let encoded = encode_file(file, repository, cluster, writing, Crew::Whole, &mut |_| ())?;
+    encoded.publish(file, repository, &writing.keys)
 }
 
 /// Who encodes.
@@ -76,13 +77,14 @@ pub struct EncodedFile {
     encoded: Encoded,
 }
 
-/// The first half of [`push_file`]: all the work on the file's bytes.
+/// The first half of [`push_file`]: all the work on the file's bytes. `grown` is told, before it happens, how much will be held in memory until the store has it.
 pub fn encode_file(
     file: &ArchiveFile,
     repository: &Repository,
     cluster: &ClusterName,
     writing: &Writing,
     crew: Crew<'_>,
+    grown: &mut dyn FnMut(u64),
 ) -> Result<EncodedFile, PushError> {
     let key = keys::wal(cluster, file.system_identifier(), file.name);
     let naming = naming_of(file.name);
@@ -91,12 +93,28 @@ pub fn encode_file(
     let source = FileChunks { file, position: 0, scanner: scanner_for(file) };
     let index = |source: FileChunks<'_>| source.into_index();
     let (facts, sealing) = (&file.facts, &writing.sealing);
+    let sink = &mut Watched { publication: &mut publication, written: 0, grown };
     let encoded = match crew {
-        Crew::Whole => encode_object(source, facts, &key, sealing, index, &mut publication),
-        Crew::Alone(kit) => encode_object_alone(source, facts, &key, sealing, kit, index, &mut publication),
+        Crew::Whole => encode_object(source, facts, &key, sealing, index, sink),
+        Crew::Alone(kit) => encode_object_alone(source, facts, &key, sealing, kit, index, sink),
     }?;
     file.check_unchanged()?;
     Ok(EncodedFile { key, publication, encoded })
+}
+
+/// A publication that says how large it becomes.
+struct Watched<'a> {
+    publication: &'a mut Publication,
+    written: u64,
+    grown: &'a mut dyn FnMut(u64),
+}
+
+impl ObjectSink for Watched<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        self.written += bytes.len() as u64;
+        (self.grown)(self.written.min(MOST_HELD));
+        self.publication.write(bytes)
+    }
 }
 
 impl EncodedFile {

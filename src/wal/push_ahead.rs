@@ -118,8 +118,14 @@ impl Batch {
     /// Encodes a file on this thread and lets another wait for the store.
     fn begin(&mut self, file: Arc<ArchiveFile>) -> Result<(), PushError> {
         let context = Arc::clone(&self.context);
-        let encoded =
-            encode_file(&file, &context.repository, &context.cluster, &context.writing, Crew::Whole)?;
+        let encoded = encode_file(
+            &file,
+            &context.repository,
+            &context.cluster,
+            &context.writing,
+            Crew::Whole,
+            &mut |_| (),
+        )?;
         let held = encoded.held(&context.repository);
         let report = self.report.clone();
         let publishing = std::thread::Builder::new().name("publish".to_owned()).spawn(move || {
