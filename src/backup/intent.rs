@@ -88,6 +88,17 @@ impl Heartbeat {
     }
 }
 
+/// Removes all signs of life of a backup that ended before it stored anything: there is nothing to resume, and what it would have built on
+/// need not be kept for it. What cannot be removed counts until its time is over.
+pub fn withdraw(repository: &Repository, cluster: &ClusterName, id: &BackupId) {
+    let folder = format!("{}/{id}/intent", keys::backups(cluster));
+    for intent in repository.list(&folder).unwrap_or_default() {
+        if repository.delete(&intent).is_err() {
+            return;
+        }
+    }
+}
+
 /// Removes a finished backup's further signs of life, which tell nobody anything any more; the first one stays. What
 /// cannot be removed (a store under object lock) does no harm.
 pub fn clean_up(repository: &Repository, cluster: &ClusterName, id: &BackupId) {

@@ -157,8 +157,9 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
     let id = intent.id.clone();
     std::thread::scope(|scope| {
         let _alive = Heartbeat::start(scope, request.repository, request.cluster, intent);
-        let (base, resumed) = still_there(request, base, resumed)?;
-        let reused = find_changes(&mut session, request, &state, &started, base)?;
+        let withdraw = |_: &BackupError| intent::withdraw(request.repository, request.cluster, &id);
+        let (base, resumed) = still_there(request, base, resumed).inspect_err(withdraw)?;
+        let reused = find_changes(&mut session, request, &state, &started, base).inspect_err(withdraw)?;
         let from = TakenOver { reused: reused.as_ref(), resumed: &resumed };
         let taken = copy_until_stopped(&mut session, request, &state, &started, &id, from)?;
         kill_point("backup: copied");

@@ -55,6 +55,10 @@ fn auto_takes_the_index_and_a_named_source_that_cannot_be_used_fails() {
         "ERROR: changes cannot be taken from summaries: PostgreSQL 15 has no WAL summaries  HINT: --changes-from auto falls back to a source that can be trusted; --full stores everything"
     );
     assert_eq!(site.list().len(), 2);
+    // It stored nothing, so that no expire need wait for it.
+    let announced =
+        |backup: &Value| site.objects(&format!("backups/{}", backup["id"].as_str().unwrap())).len();
+    assert_eq!(site.objects("backups").len(), announced(&first) + announced(&second));
     let full: Value = serde_json::from_str(&site.ok(&["backup-push", "--full", "--json"])).expect("JSON");
     assert_eq!((full["kind"].as_str(), full["base"].is_null()), (Some("full"), true));
 }
