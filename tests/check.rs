@@ -125,6 +125,18 @@ fn a_sound_set_up_is_healthy() {
 }
 
 #[test]
+fn every_supported_server_is_understood() {
+    for major in [14, 16, 18] {
+        let site = Site::start(Cluster::builder(major).wal_segment_mib(1));
+        let report = Report::of(&mut site.command(&["check", "--json"]));
+        report.says("version", "ok", &format!("PostgreSQL {major} is supported"));
+        report.says("role", "ok", "may take backups");
+        report.says("WAL round trip", "ok", "byte for byte what is in pg_wal");
+        assert_eq!(report.json["healthy"], true, "{:#}", report.json);
+    }
+}
+
+#[test]
 fn settings_that_cost_data_are_found() {
     let site = Site::start(Cluster::builder(15));
     let report = asked(&site, &[]);

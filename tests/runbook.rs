@@ -169,6 +169,24 @@ fn accidental_deletion() {
 }
 
 #[test]
+fn corruption() {
+    let mut night = Night::begin();
+    let id = night.site.back_up();
+    night.site.moment();
+    night.site.cluster.archive_now();
+    let rows = night.rows(5432);
+    // A backup of the damage, which must not be what is restored.
+    let items = night.site.cluster.value("SELECT pg_relation_filepath('items')");
+    night.site.cluster.execute("CHECKPOINT");
+    fs::write(night.data().join(items), vec![0xAA; 16384]).expect("damage a table");
+    night.site.back_up();
+    let [commands] = blocks("## 2. Corruption").try_into().expect("one block");
+    night.run(&commands, &[("20261120T020000Z-00000001-0000000A000000FE", &id)]);
+    night.site.cluster.wait_ended();
+    assert_eq!(night.rows(5432), rows);
+}
+
+#[test]
 fn total_loss_of_the_host() {
     let mut night = Night::begin();
     night.site.moment();
