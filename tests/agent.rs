@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use support::agent::{
-    Agent, PATIENCE, cloud, is_stored, mark_done, mark_waiting, push, status, synthetic, was_by_agent,
+    Agent, PATIENCE, cloud, is_stored, mark_done, mark_waiting, push, status, was_by_agent,
 };
 use support::archive::{Archive, contents};
+use support::cloud::Cloud;
 use support::fault_proxy::Fault;
 use support::postgres::installation::ServerUser;
 use support::postgres::{Cluster, StopMode};
@@ -26,7 +27,7 @@ use support::wal_files::small_files;
 fn it_archives_what_is_asked_and_what_waits() {
     let archive = Archive::new(small_files());
     let agent = Agent::start(&archive);
-    let segments = synthetic(small_files(), 20, 0);
+    let segments = small_files().synthetic(20, 0);
     for (name, bytes) in &segments {
         mark_waiting(&archive, name, bytes);
     }
@@ -179,7 +180,7 @@ fn one_that_takes_no_questions_any_more_is_passed_over_at_once() {
 #[test]
 fn variables_that_lead_nowhere_do_not_keep_anybody_from_it() {
     let files = small_files();
-    let (_server, _proxy, mut archive) = cloud(files);
+    let Cloud { server: _server, proxy: _proxy, mut archive } = cloud(files);
     archive.set("WALHOLD_WAL_PUSH_DEADLINE", "30s");
     let _agent = Agent::start(&archive);
     archive.set("AWS_CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt");
@@ -347,7 +348,7 @@ fn it_answers_at_the_socket_that_systemd_made() {
 #[test]
 fn an_outage_is_told_and_a_repository_that_changed_gets_no_acknowledgement() {
     let files = small_files();
-    let (server, proxy, mut archive) = cloud(files);
+    let Cloud { server, proxy, mut archive } = cloud(files);
     let agent = Agent::start(&archive);
     // Only the agent has the secret.
     archive.unset("AWS_SECRET_ACCESS_KEY");
@@ -386,7 +387,7 @@ fn an_outage_is_told_and_a_repository_that_changed_gets_no_acknowledgement() {
 #[test]
 fn a_long_request_is_waited_for() {
     let files = small_files();
-    let (_server, proxy, archive) = cloud(files);
+    let Cloud { server: _server, proxy, archive } = cloud(files);
     let _agent = Agent::start(&archive);
     proxy.set_matching("PUT ", 1, Fault::Delay(Duration::from_millis(3500)));
     let segment = files.segment(0);

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use support::agent::{Agent, cloud, mark_done, mark_waiting, push, status, synthetic, was_by_agent};
+use support::agent::{Agent, cloud, mark_done, mark_waiting, push, status, was_by_agent};
 use support::archive::Archive;
+use support::cloud::Cloud;
 use support::fault_proxy::Fault;
 use support::program::walhold;
 use walhold::agent::client::push_through_agent;
@@ -22,12 +23,12 @@ use support::wal_files::{default_files, large_files, small_files};
 #[test]
 fn its_memory_is_bounded_while_a_backlog_drains() {
     let files = default_files();
-    let (server, _proxy, mut archive) = cloud(files);
+    let Cloud { server, proxy: _proxy, mut archive } = cloud(files);
     archive.set("AWS_ENDPOINT_URL", &format!("http://{}", server.addr()));
     archive.set("WALHOLD_WAL_PUSH_DEADLINE", "60s");
     let agent = Agent::start(&archive);
     let before = agent.memory("VmRSS:");
-    let segments = synthetic(files, 40, 2048);
+    let segments = files.synthetic(40, 2048);
     for (name, bytes) in &segments {
         mark_waiting(&archive, name, bytes);
     }
@@ -107,8 +108,8 @@ fn it_does_not_leak_over_10000_segments() {
 
 #[test]
 fn told_to_end_in_the_middle_of_a_large_upload_it_leaves_no_parts() {
-    let (_server, proxy, archive) = cloud(large_files());
-    let segments = synthetic(large_files(), 2, 8192);
+    let Cloud { server: _server, proxy, archive } = cloud(large_files());
+    let segments = large_files().synthetic(2, 8192);
     let [(first, _), (second, _)] = &segments[..] else { unreachable!() };
     for (name, bytes) in &segments {
         mark_waiting(&archive, name, bytes);

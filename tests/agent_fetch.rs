@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use support::agent::{Agent, cloud, push, status, synthetic};
+use support::agent::{Agent, cloud, push, status};
 use support::archive::{Archive, Run};
+use support::cloud::Cloud;
 use support::fault_proxy::Fault;
 use support::postgres::installation::ServerUser;
 use support::wal_files::small_files;
@@ -95,7 +96,7 @@ fn a_fetch_survives_whatever_the_agent_does() {
 #[test]
 fn an_agent_that_wakes_late_changes_nothing() {
     let files = small_files();
-    let (_server, proxy, archive) = cloud(files);
+    let Cloud { server: _server, proxy, archive } = cloud(files);
     let segment = files.segment(0);
     archive.push(segment, files.bytes(segment)).expect_success();
     let agent = Agent::start(&archive);
@@ -123,7 +124,7 @@ fn an_agent_that_wakes_late_changes_nothing() {
 #[test]
 fn an_outage_is_never_an_absence_through_the_agent() {
     let files = small_files();
-    let (_server, proxy, mut archive) = cloud(files);
+    let Cloud { server: _server, proxy, mut archive } = cloud(files);
     archive.set("WALHOLD_WAL_FETCH_DEADLINE", "2s");
     archive.set("WALHOLD_WAL_HISTORY_DEADLINE", "2s");
     let segment = files.segment(0);
@@ -179,7 +180,7 @@ fn whoever_else_listens_there_delivers_nothing_wrong() {
 #[test]
 fn it_keeps_windows_and_takes_them_with_it() {
     let archive = Archive::new(small_files());
-    let segments = synthetic(small_files(), 12, 0);
+    let segments = small_files().synthetic(12, 0);
     let agent = Agent::start(&archive);
     for (name, bytes) in &segments {
         archive.offer(name, bytes);

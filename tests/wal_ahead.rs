@@ -7,12 +7,13 @@ use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use support::archive::{Archive, Run, contents};
-use support::fault_proxy::{Fault, FaultProxy};
+use support::archive::{Archive, Run};
+use support::cloud::Cloud;
+use support::fault_proxy::Fault;
 use support::postgres::Cluster;
 use support::postgres::installation::ServerUser;
 use support::program::walhold;
-use support::stores::{ACCESS_KEY, BUCKET, Conditions, S3Server, SECRET_KEY};
+use support::stores::Conditions;
 use support::wal_files::{WalFiles, default_files, small_files};
 
 /// Puts the file into pg_wal and marks it as PostgreSQL does.
@@ -248,42 +249,13 @@ fn a_kill_at_any_moment_acknowledges_nothing_that_is_not_stored() {
     }
 }
 
-/// An S3 server, a proxy before it, and a data directory whose WAL goes there.
-struct Cloud {
-    server: S3Server,
-    proxy: FaultProxy,
-    archive: Archive,
-}
-
-impl Cloud {
-    fn start(files: &WalFiles) -> Cloud {
-        let server = S3Server::start(Conditions::Enforced);
-        let proxy = FaultProxy::start(server.addr());
-        let mut archive = Archive::without_repository(files);
-        archive.set("WALHOLD_REPOSITORY", &format!("s3://{BUCKET}/prefix"));
-        archive.set("AWS_ENDPOINT_URL", &format!("http://{}", proxy.addr()));
-        archive.set("AWS_REGION", "us-east-1");
-        archive.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
-        archive.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-        archive.set("WALHOLD_WAL_PUSH_DEADLINE", "5s");
-        archive.walhold(["init"]).expect_success();
-        Cloud { server, proxy, archive }
-    }
-
-    fn stored(&self) -> Vec<String> {
-        let stored = contents(&self.server.bucket_directory());
-        stored.into_keys().filter(|path| path.starts_with("prefix/")).collect()
-    }
-
-    fn object(&self, ending: &str) -> std::path::PathBuf {
-        let path = self.stored().into_iter().find(|path| path.ends_with(ending));
-        self.server.bucket_directory().join(path.unwrap_or_else(|| panic!("{ending} is not stored")))
-    }
+fn cloud(files: &WalFiles) -> Cloud {
+    Cloud::start(files, Conditions::Enforced, &[("WALHOLD_WAL_PUSH_DEADLINE", "5s")])
 }
 
 #[test]
 fn a_note_needs_no_store() {
-    let cloud = Cloud::start(small_files());
+    let cloud = cloud(small_files());
     let names = pushed_ahead(&cloud.archive);
     cloud.proxy.set(Fault::Refuse);
     for name in &names[1..] {
@@ -296,7 +268,7 @@ fn a_note_needs_no_store() {
 #[test]
 fn a_push_to_a_known_repository_takes_the_time_of_its_upload() {
     let files = small_files();
-    let cloud = Cloud::start(files);
+    let cloud = cloud(files);
     let [first, second, third] = [0, 1, 2].map(|n| files.segment(n));
     cloud.archive.push(first, files.bytes(first)).expect_success();
     let delay = Duration::from_millis(400);
@@ -314,9 +286,9 @@ fn a_push_to_a_known_repository_takes_the_time_of_its_upload() {
 #[test]
 fn a_repository_that_took_the_place_of_a_known_one_gets_no_acknowledgement() {
     let files = small_files();
-    let mut cloud = Cloud::start(files);
+    let mut cloud = cloud(files);
     // Straight: the proxy loses what a server answers before it has read the whole body.
-    cloud.archive.set("AWS_ENDPOINT_URL", &format!("http://{}", cloud.server.addr()));
+    cloud.go_directly();
     let [first, second, third] = [0, 1, 2].map(|n| files.segment(n));
     cloud.archive.push(first, files.bytes(first)).expect_success();
     let marker = cloud.object("walhold.json");
@@ -343,7 +315,7 @@ fn a_repository_that_took_the_place_of_a_known_one_gets_no_acknowledgement() {
 #[test]
 fn an_identity_that_is_missing_is_recorded_before_the_acknowledgement() {
     let files = small_files();
-    let cloud = Cloud::start(files);
+    let cloud = cloud(files);
     cloud.archive.push(files.segment(0), files.bytes(files.segment(0))).expect_success();
     let identity = cloud.object(&format!("{}.json", files.system_identifier));
     fs::remove_file(&identity).unwrap();
@@ -353,7 +325,7 @@ fn an_identity_that_is_missing_is_recorded_before_the_acknowledgement() {
 
 #[test]
 fn a_store_that_fails_behind_the_asked_one_delays_it_for_a_bounded_time() {
-    let mut cloud = Cloud::start(small_files());
+    let mut cloud = cloud(small_files());
     cloud.archive.set("WALHOLD_WAL_PUSH_DEADLINE", "60s");
     let files = small_files();
     let names = [0, 1, 2].map(|n| files.segment(n));
@@ -373,32 +345,12 @@ fn a_store_that_fails_behind_the_asked_one_delays_it_for_a_bounded_time() {
     push(&cloud.archive, names[1]).expect_success();
 }
 
-/// Segments that follow each other, each with about 4 MB that do not compress.
-fn synthetic_segments(files: &WalFiles, count: u64) -> Vec<(String, Vec<u8>)> {
-    let first = files.segment(0);
-    let number = u64::from_str_radix(&first[16..], 16).unwrap();
-    let size = files.bytes(first).len() as u64;
-    let mut state = 1_u64;
-    let mut bytes = files.bytes(first).to_vec();
-    for page in bytes[8192..].chunks_mut(8192) {
-        for byte in &mut page[..2048] {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            *byte = (state >> 56) as u8;
-        }
-    }
-    let of = |n: u64| {
-        let mut bytes = bytes.clone();
-        bytes[8..16].copy_from_slice(&((number + n) * size).to_le_bytes());
-        (format!("{}{:08X}", &first[..16], number + n), bytes)
-    };
-    (0..count).map(of).collect()
-}
-
 #[test]
 fn memory_stays_bounded_however_much_waits() {
     let files = default_files();
-    let cloud = Cloud::start(files);
-    let segments = synthetic_segments(files, 24);
+    let cloud = cloud(files);
+    // Each with about 4 MB that do not compress.
+    let segments = files.synthetic(24, 2048);
     for (name, bytes) in &segments {
         wait_for_archiving(&cloud.archive, name, bytes);
     }
@@ -466,15 +418,8 @@ fn postgresql_archives_a_backlog_and_recovers_from_it() {
 #[test]
 fn over_a_far_store_a_push_waits_for_one_round_trip_after_it_is_connected() {
     let files = small_files();
-    let server = S3Server::start(Conditions::Enforced);
-    let proxy = FaultProxy::start(server.addr());
-    let mut archive = Archive::without_repository(files);
-    archive.set("WALHOLD_REPOSITORY", &format!("s3://{BUCKET}/prefix"));
-    archive.set("AWS_ENDPOINT_URL", &format!("http://{}", proxy.addr()));
-    archive.set("AWS_REGION", "us-east-1");
-    archive.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
-    archive.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-    archive.walhold(["init"]).expect_success();
+    let cloud = Cloud::start(files, Conditions::Enforced, &[]);
+    let (proxy, archive) = (&cloud.proxy, &cloud.archive);
     let [first, second, third] = [0, 1, 2].map(|n| files.segment(n));
     archive.push(first, files.bytes(first)).expect_success();
     // Its upload, and the marker and the identity that must be seen before it is acknowledged: none is answered before all three are asked.
@@ -488,9 +433,7 @@ fn over_a_far_store_a_push_waits_for_one_round_trip_after_it_is_connected() {
     proxy.set_matching("HEAD ", 1, Fault::Status(403));
     let run = archive.push(third, files.bytes(third));
     assert_eq!(run.status, Some(11), "{run:?}");
-    let marker =
-        contents(&server.bucket_directory()).into_keys().find(|path| path.ends_with("prefix/walhold.json"));
-    fs::remove_file(server.bucket_directory().join(marker.unwrap())).unwrap();
+    fs::remove_file(cloud.object("prefix/walhold.json")).unwrap();
     proxy.set(Fault::None);
     let run = archive.push(third, files.bytes(third));
     assert_eq!(run.status, Some(10), "{run:?}");

@@ -11,11 +11,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use support::archive::{Archive, Run};
-use support::fault_proxy::{Fault, FaultProxy};
+use support::cloud::Cloud;
+use support::fault_proxy::Fault;
 use support::postgres::installation::ServerUser;
 use support::postgres::{Cluster, StopMode};
 use support::program::{describe, walhold, walhold_command};
-use support::stores::{ACCESS_KEY, BUCKET, Conditions, S3Server, SECRET_KEY};
+use support::stores::Conditions;
 use support::wal_files::small_files;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,7 +33,7 @@ impl Recovery {
     }
 
     fn fill(archive: Archive, count: u64) -> Recovery {
-        let segments = synthetic_segments(count);
+        let segments = small_files().synthetic(count, 0);
         let status = archive.path("data/pg_wal/archive_status");
         fs::create_dir_all(&status).unwrap();
         ServerUser::get().own(&status);
@@ -140,20 +141,6 @@ fn workers(data: PathBuf) -> Vec<Pid> {
         .filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| is_worker(&line)))
         .map(Pid::from_raw)
         .collect()
-}
-
-fn synthetic_segments(count: u64) -> Vec<(String, Vec<u8>)> {
-    let files = small_files();
-    let first = files.segment(0);
-    let number = u64::from_str_radix(&first[16..], 16).unwrap();
-    let of = |n: u64| {
-        let mut bytes = files.bytes(first).to_vec();
-        bytes[8..16].copy_from_slice(&((number + n) << 20).to_le_bytes());
-        let last = bytes.len() - 8;
-        bytes[last..].copy_from_slice(&n.to_le_bytes());
-        (format!("{}{:08X}", &first[..16], number + n), bytes)
-    };
-    (0..count).map(of).collect()
 }
 
 #[test]
@@ -349,16 +336,10 @@ fn the_disk_space_is_bounded() {
 
 #[test]
 fn an_outage_is_still_no_absence() {
-    let server = S3Server::start(Conditions::Enforced);
-    let proxy = FaultProxy::start(server.addr());
-    let mut archive = Archive::without_repository(small_files());
-    archive.set("WALHOLD_REPOSITORY", &format!("s3://{BUCKET}/prefix"));
-    archive.set("AWS_ENDPOINT_URL", &format!("http://{}", proxy.addr()));
-    archive.set("AWS_REGION", "us-east-1");
-    archive.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
-    archive.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-    archive.walhold(["init"]).expect_success();
-    archive.set("WALHOLD_WAL_FETCH_DEADLINE", "3s");
+    let deadline = [("WALHOLD_WAL_FETCH_DEADLINE", "3s")];
+    let cloud = Cloud::start(small_files(), Conditions::Enforced, &deadline);
+    // The server goes with it.
+    let Cloud { server: _server, proxy, archive } = cloud;
     let recovery = Recovery::fill(archive, 10);
     recovery.fetch_right(0);
     recovery.wait_ready(2);

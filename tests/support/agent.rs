@@ -10,9 +10,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::archive::{Archive, Run};
-use super::fault_proxy::FaultProxy;
+use super::cloud::Cloud;
 use super::postgres::installation::ServerUser;
-use super::stores::{ACCESS_KEY, BUCKET, Conditions, S3Server, SECRET_KEY};
+use super::stores::Conditions;
 use super::wal_files::WalFiles;
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -122,40 +122,7 @@ pub fn status(archive: &Archive) -> serde_json::Value {
     serde_json::from_str(&run.stdout).expect("JSON")
 }
 
-/// Segments of 1 MiB (or of the given files' size) that follow each other.
-pub fn synthetic(files: &WalFiles, count: u64, random: usize) -> Vec<(String, Vec<u8>)> {
-    let first = files.segment(0);
-    let number = u64::from_str_radix(&first[16..], 16).unwrap();
-    let size = files.bytes(first).len() as u64;
-    let mut bytes = files.bytes(first).to_vec();
-    let mut state = 1_u64;
-    for page in bytes[8192..].chunks_mut(8192) {
-        for byte in &mut page[..random] {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            *byte = (state >> 56) as u8;
-        }
-    }
-    let of = |n: u64| {
-        let mut bytes = bytes.clone();
-        bytes[8..16].copy_from_slice(&((number + n) * size).to_le_bytes());
-        let last = bytes.len() - 8;
-        bytes[last..].copy_from_slice(&n.to_le_bytes());
-        (format!("{}{:08X}", &first[..16], number + n), bytes)
-    };
-    (0..count).map(of).collect()
-}
-
-/// An S3 server and a proxy before it.
-pub fn cloud(files: &WalFiles) -> (S3Server, FaultProxy, Archive) {
-    let server = S3Server::start(Conditions::Enforced);
-    let proxy = FaultProxy::start(server.addr());
-    let mut archive = Archive::without_repository(files);
-    archive.set("WALHOLD_REPOSITORY", &format!("s3://{BUCKET}/prefix"));
-    archive.set("AWS_ENDPOINT_URL", &format!("http://{}", proxy.addr()));
-    archive.set("AWS_REGION", "us-east-1");
-    archive.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
-    archive.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-    archive.set("WALHOLD_WAL_PUSH_DEADLINE", "4s");
-    archive.walhold(["init"]).expect_success();
-    (server, proxy, archive)
+/// A bucket behind a proxy; a push to it does not wait for long.
+pub fn cloud(files: &WalFiles) -> Cloud {
+    Cloud::start(files, Conditions::Enforced, &[("WALHOLD_WAL_PUSH_DEADLINE", "4s")])
 }
