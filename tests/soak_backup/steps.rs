@@ -12,7 +12,7 @@ use crate::pages;
 use crate::state::{Backup, Line, Moment, State, lsn};
 use crate::support::postgres::{Cluster, StopMode};
 use crate::support::program::describe;
-use crate::world::World;
+use crate::world::{Server, World};
 
 /// What to restore, what it must be, and how it is asked for.
 struct Wish {
@@ -175,9 +175,12 @@ impl World<'_> {
             assert!(output.status.success(), "{}", describe(&output));
             place
         });
-        let are_logged = (self.server.checksums || self.server.log_hints) && self.line.timeline == 1;
-        let hints = if are_logged { pages::Hints::Equal } else { pages::Hints::Masked };
-        let compared = pages::assert_same(&twins[0], &twins[1], &kinds, hints, since);
+        let tolerance = match self.server {
+            _ if self.line.timeline > 1 => pages::Tolerance::Replay,
+            Server { checksums: false, log_hints: false, .. } => pages::Tolerance::Hints,
+            _ => pages::Tolerance::Nothing,
+        };
+        let compared = pages::assert_same(&twins[0], &twins[1], &kinds, tolerance, since);
         self.tally.pages_compared += compared.pages;
         twins.iter().for_each(|place| fs::remove_dir_all(place).expect("remove a twin"));
         compared
