@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::{FromSqlOwned, ToSql};
 use postgres::{Client, Row};
 
@@ -222,8 +223,7 @@ impl Session {
                           c.reltablespace, c.relkind::text \
                    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                    WHERE c.relpersistence <> 't' AND c.relkind IN ('r', 'i', 'S', 't', 'm', 'p') ORDER BY c.oid";
-        let rows = self.rows(what, sql, &[])?;
-        let facts = |row| {
+        let facts = |row: &Row| {
             let kind: String = column(row, 5, what)?;
             Ok(RelationFacts {
                 schema: column(row, 0, what)?,
@@ -234,7 +234,15 @@ impl Session {
                 kind: kind.chars().next().unwrap_or('?'),
             })
         };
-        rows.iter().map(facts).collect()
+        // One row at a time: there may be a hundred thousand.
+        let failed = |error: postgres::Error| ClientError::query(what, &error);
+        let mut rows =
+            self.client.query_raw(sql, Vec::<&(dyn ToSql + Sync)>::new()).map_err(failed)?;
+        let mut relations = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            relations.push(facts(&row)?);
+        }
+        Ok(relations)
     }
 
     fn rows(
