@@ -236,8 +236,7 @@ impl Session {
         };
         // One row at a time: there may be a hundred thousand.
         let failed = |error: postgres::Error| ClientError::query(what, &error);
-        let mut rows =
-            self.client.query_raw(sql, Vec::<&(dyn ToSql + Sync)>::new()).map_err(failed)?;
+        let mut rows = self.client.query_raw(sql, Vec::<&(dyn ToSql + Sync)>::new()).map_err(failed)?;
         let mut relations = Vec::new();
         while let Some(row) = rows.next().map_err(failed)? {
             relations.push(facts(&row)?);
