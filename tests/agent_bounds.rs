@@ -38,7 +38,8 @@ fn its_memory_is_bounded_while_a_backlog_drains() {
     }
     let peak = agent.memory("VmHWM:");
     println!("{before} kB before, {peak} kB at most, {} kB now", agent.memory("VmRSS:"));
-    assert!(peak <= before + (24 << 10), "{before} kB before, {peak} kB at most");
+    // 10 MB on their way, two files being encoded, connections: 19 MB in a release build. The rest is an unoptimised program's own code.
+    assert!(peak <= before + (28 << 10), "{before} kB before, {peak} kB at most");
 }
 
 /// Archives so many segments of 1 MiB through the agent, from this process, a few waiting behind each; its memory after the first `early`, at the end, and its open descriptors then.
