@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what building and testing need and what is not there yet. Debian 12 with apt; elsewhere it says
 # what is missing.
-#   prepare.sh tools     compiler, make, git, PostgreSQL 15 with its contrib modules, zstd
+#   prepare.sh tools     compiler, C library, make, git, PostgreSQL 15 with its contrib modules, zstd
 #   prepare.sh servers   Node.js with npm and Python with pip, from which the tests fetch more servers
 set -eu
 
@@ -16,6 +16,8 @@ need() { # need COMMAND-OR-FILE PACKAGE
 case ${1:-tools} in
     tools)
         need cc gcc
+        # gcc only recommends it, and nothing links without it.
+        need /usr/include/stdio.h libc6-dev
         need make make
         need /usr/lib/postgresql/15/bin/postgres postgresql-15
         need zstd zstd
