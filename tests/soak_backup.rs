@@ -61,7 +61,7 @@ fn whatever_happens_a_restore_is_what_was_there() {
     let begun = Instant::now();
     let steps = number("SOAK_STEPS");
     match (number("SOAK_SECONDS"), number("SOAK_SEED")) {
-        (None, None) => [1, 2].iter().for_each(|seed| world(*seed, 6, None, &mut tally)),
+        (None, None) => [1, 2].iter().for_each(|seed| world(*seed, 4, None, &mut tally)),
         (None, Some(seed)) => world(seed, steps.unwrap_or(30), None, &mut tally),
         (Some(seconds), seed) => {
             let mut seed = seed.unwrap_or_else(|| jiff::Timestamp::now().as_second().unsigned_abs());

@@ -83,7 +83,7 @@ fn whatever_fails_what_was_acknowledged_is_there_and_recovers() {
         (None, None) => SHORT
             .iter()
             .zip(1..)
-            .for_each(|(setup, seed)| round(*setup, seed, Duration::from_secs(6), &mut tally)),
+            .for_each(|(setup, seed)| round(*setup, seed, Duration::from_secs(5), &mut tally)),
         (None, Some(seed)) => round(any(seed), seed, Duration::from_secs(20), &mut tally),
         (Some(seconds), seed) => {
             let mut seed = seed.unwrap_or_else(|| jiff::Timestamp::now().as_second().unsigned_abs());
