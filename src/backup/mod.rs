@@ -15,6 +15,7 @@ pub mod facts;
 pub mod intent;
 pub mod list;
 pub mod marks;
+mod moved_database;
 pub mod pack_writer;
 pub mod plan;
 pub mod publish;
@@ -150,6 +151,7 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
     let state = facts::learn(&mut session, request.pgdata)?;
     facts::check(&mut session, &state)?;
     record_identity(request, &state)?;
+    let places = moved_database::places(&mut session)?;
     let started = start(&mut session, request, &state)?;
     let base = choose_base(request, &state, &started)?;
     let resumed = find_attempts(request, &state, base.as_ref())?;
@@ -162,6 +164,7 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
         let reused = find_changes(&mut session, request, &state, &started, base).inspect_err(withdraw)?;
         let from = TakenOver { reused: reused.as_ref(), resumed: &resumed };
         let taken = copy_until_stopped(&mut session, request, &state, &started, &id, from)?;
+        moved_database::check(&mut session, &places)?;
         kill_point("backup: copied");
         let wal = session::wal_of(&state, &started.lsn, &taken.stopped)?;
         session::wait_for_wal(&mut session, request, &state, &wal)?;

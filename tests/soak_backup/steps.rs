@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::change::change;
+use crate::change::{During, change};
 use crate::pages;
 use crate::state::{Backup, Line, Moment, State, lsn};
 use crate::support::postgres::{Cluster, StopMode};
@@ -25,7 +25,7 @@ impl World<'_> {
     /// One step; what it was.
     pub fn step(&mut self, step: u64) -> String {
         for _ in 0..self.random.between(1, 6) {
-            change(&self.site.cluster, &mut self.random, step);
+            change(&self.site.cluster, &mut self.random, step, During::Peace);
         }
         match self.random.below(20) {
             0..=4 => self.any_backup(step),
@@ -107,7 +107,7 @@ impl World<'_> {
         self.tally.did("backup under writes");
         let mut child = self.spawn(&[&["backup-push", "--json"], extent].concat());
         while child.try_wait().expect("look after it").is_none() {
-            change(&self.site.cluster, &mut self.random, step);
+            change(&self.site.cluster, &mut self.random, step, During::Backup);
         }
         let output = child.wait_with_output().expect("its output");
         if output.status.code() == Some(3) {
@@ -427,7 +427,7 @@ impl World<'_> {
         }
         if self.random.chance(50) {
             for step in 0..4 {
-                change(copy, &mut self.random, step);
+                change(copy, &mut self.random, step, During::Peace);
             }
         }
         match self.random.chance(50) {
