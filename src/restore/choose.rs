@@ -124,7 +124,7 @@ fn prove_for(evidence: &Evidence<'_>, question: &Question, backup: &BackupSummar
     let open_ended = question.target == Target::EndOfWal;
     if open_ended && (question.role == Role::Standby || question.gap == GapPolicy::EndOfArchive) {
         // A standby reads on by itself whatever comes; only the backup's own WAL has to be there.
-        let mut stop = evidence.prove(&Target::Immediate, question.inclusion, backup.stop_lsn)?;
+        let mut stop = evidence.prove_consistent(backup.stop_lsn)?;
         stop.lsn = evidence.reach;
         stop.at = StopAt::EndOfArchive;
         stop.last_kept = evidence.last_before(evidence.reach)?;

@@ -353,3 +353,30 @@ fn clusters_that_share_a_name_are_not_mixed() {
             .starts_with("there is no complete backup to restore")
     );
 }
+
+/// PostgreSQL stops at consistency only before a further record or after a commit; a backup of a standby may end where WAL does.
+#[test]
+fn the_backup_s_own_end_needs_a_record_after_it() {
+    let (archive, mut backups) = archive();
+    backups[1].from_standby = true;
+    backups[1].stop_lsn = lsn("0/6000000");
+    let immediate = question(Target::Immediate);
+    let refused = refusal(&archive, &backups[1..], &immediate);
+    assert_eq!(
+        refused,
+        "recovery cannot stop at the backup's end at 0/6000000: PostgreSQL stops before the record that follows, and none can be read HINT: leave --target-immediate out: nothing later is archived on this line"
+    );
+    let to_the_end = ask(&archive, &backups[1..], &question(Target::EndOfWal)).unwrap();
+    assert_eq!(to_the_end.stop.lsn, lsn("0/6000000"));
+    // With WAL behind a hole.
+    let later = archive.segment(1, 7, &[]);
+    let refused = refusal(&later, &backups[1..], &immediate);
+    assert!(refused.contains("set wal.allow_gap"), "{refused}");
+    let with_gap = Question { gap: GapPolicy::EndOfArchive, ..question(Target::EndOfWal) };
+    assert_eq!(ask(&later, &backups[1..], &with_gap).unwrap().stop.lsn, lsn("0/6000000"));
+    // A segment more, or a commit as the last record.
+    let longer = later.segment(1, 6, &[]);
+    assert_eq!(ask(&longer, &backups[1..], &immediate).unwrap().stop.at, StopAt::Consistency);
+    backups[1].stop_lsn = lsn("0/5001030");
+    assert_eq!(ask(&longer, &backups[1..], &immediate).unwrap().stop.at, StopAt::Consistency);
+}

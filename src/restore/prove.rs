@@ -209,17 +209,49 @@ impl<'a> Evidence<'a> {
         inclusion: TargetInclusion,
         consistent_at: Lsn,
     ) -> Result<Stop, Unproven> {
-        if self.reach < consistent_at {
-            return Err(self.out_of_reach(&format!("the backup's stop at {consistent_at}"))?.into());
-        }
+        let consistent = self.prove_consistent(consistent_at)?;
         match target {
             Target::EndOfWal => self.prove_end(),
-            Target::Immediate => Ok(self.stop(consistent_at, StopAt::Consistency)?),
+            Target::Immediate if self.stops_at(consistent_at)? => Ok(consistent),
+            Target::Immediate => Err(Unproven::Refused(self.nothing_follows(consistent_at))),
             Target::Time(time) => self.prove_time(time.moment, &time.to_string(), inclusion, consistent_at),
             Target::Lsn(lsn) => self.prove_lsn(*lsn, inclusion, consistent_at),
             Target::Xid(xid) => self.prove_xid(*xid, inclusion, consistent_at),
             Target::Name(name) => self.prove_name(name, consistent_at),
         }
+    }
+
+    /// Proves that the backup's own WAL is there.
+    pub fn prove_consistent(&self, consistent_at: Lsn) -> Result<Stop, Unproven> {
+        if self.reach < consistent_at {
+            return Err(self.out_of_reach(&format!("the backup's stop at {consistent_at}"))?.into());
+        }
+        Ok(self.stop(consistent_at, StopAt::Consistency)?)
+    }
+
+    /// Whether PostgreSQL notices that it is consistent: it looks after a commit or abort, and before each record that it replays. A
+    /// backup of a standby may end where its WAL does.
+    fn stops_at(&self, consistent_at: Lsn) -> Result<bool, RestoreError> {
+        let follows =
+            self.facts.iter().take(self.readable).any(|facts| self.has_record_from(facts, consistent_at));
+        Ok(follows || self.last_before(consistent_at)?.is_some_and(|end| end.end == consistent_at))
+    }
+
+    fn nothing_follows(&self, consistent_at: Lsn) -> RestoreError {
+        let hint = match &self.limit {
+            Limit::Path(PathEnd::Archive { .. }) => {
+                "leave --target-immediate out: nothing later is archived on this line"
+            }
+            _ => {
+                "leave --target-immediate out and set wal.allow_gap (WALHOLD_WAL_ALLOW_GAP=true): replay then ends where this WAL does"
+            }
+        };
+        RestoreError::refused(
+            format!(
+                "recovery cannot stop at the backup's end at {consistent_at}: PostgreSQL stops before the record that follows, and none can be read"
+            ),
+            hint.to_owned(),
+        )
     }
 
     /// The end of the archive, if nothing but the archive's end ends it.

@@ -440,8 +440,10 @@ impl World<'_> {
     }
 
     fn wish(&mut self, wishes: Wishes) -> Option<Wish> {
-        let quiet: Vec<usize> =
-            (0..self.backups.len()).filter(|at| self.backups[*at].state.is_some()).collect();
+        // A standby's backup may end where a segment does, and its line with it: then there is no record before which replay could
+        // stop, and the plan says so.
+        let has_end = |backup: &Backup| backup.state.is_some() && !backup.stop.is_multiple_of(1 << 20);
+        let quiet: Vec<usize> = (0..self.backups.len()).filter(|at| has_end(&self.backups[*at])).collect();
         let reachable: Vec<(usize, usize)> = (0..self.moments.len())
             .flat_map(|m| (0..self.backups.len()).map(move |b| (m, b)))
             .filter(|(m, b)| self.moments[*m].is_after(&self.backups[*b]))
