@@ -3,10 +3,11 @@
 //! `ALTER DATABASE … SET TABLESPACE` copies the database's directory without logging its pages, logs "copy the old directory to the
 //! new one", and removes the old one. A backup that was taken meanwhile has the new directory and not the old one, and replay of that
 //! record empties the new directory and copies the old one, which it has to make up, empty (`dbase_redo`,
-//! `src/backend/commands/dbcommands.c`). The restored server would have lost the database.
+//! `src/backend/commands/dbcommands.c`). The restored server would have lost the database. The same happens to a database that is copied
+//! from another one which is dropped meanwhile; who was whose template cannot be seen afterwards, so that is only told.
 //!
-//! In: where databases lie before the backup begins and after it has ended. Out: a refusal. What must hold: no such backup
-//! is published.
+//! In: where databases lie before the backup begins and after it has ended. Out: a refusal, or a warning. What must hold: no backup
+//! during which a database moved is published.
 
 use std::collections::BTreeMap;
 
@@ -35,6 +36,7 @@ pub(super) fn places(session: &mut Session) -> Result<Places, BackupError> {
 pub(super) fn check(session: &mut Session, before: &Places) -> Result<(), BackupError> {
     let after = places(session)?;
     let moved = after.iter().find(|(oid, (_, place))| before.get(oid).is_some_and(|(_, was)| was != place));
+    warn_of_templates(before, &after);
     match moved {
         None => Ok(()),
         Some((_, (name, _))) => Err(BackupError::Refused {
@@ -43,5 +45,19 @@ pub(super) fn check(session: &mut Session, before: &Places) -> Result<(), Backup
             ),
             hint: "take the backup again".to_owned(),
         }),
+    }
+}
+
+fn warn_of_templates(before: &Places, after: &Places) {
+    let only_in = |places: &Places, others: &Places| {
+        let names =
+            places.iter().filter(|(oid, _)| !others.contains_key(oid)).map(|(_, (name, _))| name.clone());
+        names.collect::<Vec<String>>().join(", ")
+    };
+    let (created, dropped) = (only_in(after, before), only_in(before, after));
+    if !created.is_empty() && !dropped.is_empty() {
+        tracing::warn!(
+            "while the backup was taken databases were created ({created}) and dropped ({dropped}): one that was made as a copy of files (PostgreSQL 14, or STRATEGY file_copy) from one of those cannot be recovered from this backup"
+        );
     }
 }

@@ -91,6 +91,7 @@ fn a_backup_during_which_a_database_moves_is_refused() {
     let space = site.cluster.directory("space");
     site.cluster.execute(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
     site.cluster.execute("CREATE DATABASE moving");
+    site.cluster.execute("CREATE DATABASE passing");
     let rows =
         "CREATE TABLE t AS SELECT md5(i::text) || md5((i * 3)::text) AS x FROM generate_series(1, 100000) i";
     site.cluster.execute_in("moving", rows);
@@ -102,6 +103,8 @@ fn a_backup_during_which_a_database_moves_is_refused() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     site.cluster.execute("ALTER DATABASE moving SET TABLESPACE space");
+    site.cluster.execute("CREATE DATABASE copied TEMPLATE passing");
+    site.cluster.execute("DROP DATABASE passing");
     let output = child.wait_with_output().expect("wait for walhold");
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{log}");
@@ -109,6 +112,7 @@ fn a_backup_during_which_a_database_moves_is_refused() {
         log.contains("ERROR: database moving was moved to another tablespace while it was backed up, which PostgreSQL cannot recover  HINT: take the backup again"),
         "{log}"
     );
+    assert!(log.contains("databases were created (copied) and dropped (passing): "), "{log}");
     assert!(site.list().is_empty());
     assert_restores(&site, &site.back_up(), "again");
 }
