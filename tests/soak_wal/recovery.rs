@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use crate::chaos::kill_agent;
 use crate::processes;
 use crate::site::{Mode, Site, Tally, short_faults};
+use crate::support::archive::run;
 use crate::support::postgres::{Cluster, PATIENCE, StopMode, query};
 use crate::support::random::Random;
 
@@ -129,6 +130,7 @@ fn disturb(site: &mut Site, copy: &mut Cluster, random: &mut Random, tally: &mut
             if !others.is_empty() {
                 let (pid, arguments) = random.pick(&others);
                 processes::signal(*pid, signal);
+                site.clearing_was_killed |= arguments.contains("--clear");
                 tally.killed(&format!("{} {signal}", processes::verb(arguments)));
             }
         }
@@ -151,6 +153,10 @@ fn nothing_remains(site: &mut Site, mut copy: Cluster) {
     }
     processes::none_remain(&site.program, Duration::from_secs(30));
     let window = copy.data_directory().join("pg_wal/.walhold");
+    if site.clearing_was_killed {
+        let mut clear = site.command(&["wal-prefetch", "--clear"]);
+        run(clear.current_dir(copy.data_directory())).expect_success();
+    }
     assert!(!window.exists(), "{} is left", window.display());
     copy.amcheck();
     copy.stop(StopMode::Immediate);

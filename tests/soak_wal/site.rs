@@ -136,6 +136,8 @@ pub struct Site {
     pub program: PathBuf,
     pub variables: Vec<(String, String)>,
     pub agent: Option<Child>,
+    /// Whether a `wal-prefetch --clear`, which ends a recovery, was killed: then a person has to run it.
+    pub clearing_was_killed: bool,
     seed_of_weather: u64,
 }
 
@@ -158,6 +160,7 @@ impl Site {
             primary,
             variables: Vec::new(),
             agent: None,
+            clearing_was_killed: false,
             seed_of_weather: random.next(),
         };
         site.set_variables(setup.deadline);
