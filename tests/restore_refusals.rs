@@ -347,7 +347,7 @@ fn a_disk_that_fills_while_files_are_written_is_told_and_cleaned_up() {
     // Time to fill the disk, after the plan was proven and before the first file's bytes come.
     proxy.set_matching("/packs/", usize::MAX, Fault::Delay(Duration::from_secs(2)));
     let place = site.cluster.directory("disk");
-    let _disk = Tmpfs::mount(&place, "512m");
+    let disk = Tmpfs::mount(&place, "512m");
     let target = place.join("data");
     let mut command = site.command(&["restore", "--pgdata", &target.display().to_string()]);
     command
@@ -379,6 +379,7 @@ fn a_disk_that_fills_while_files_are_written_is_told_and_cleaned_up() {
     // With room it goes through.
     drop(file);
     fs::remove_file(filler).expect("make room");
+    disk.wait_for_room(256 << 20);
     proxy.set(Fault::None);
     support::archive::run(&mut command).expect_success();
 }

@@ -213,7 +213,9 @@ impl Store {
             "POST" => {
                 let parts = locked(&self.uploads).remove(&request.key).unwrap_or_default();
                 let key = request.key.clone();
-                let answer = self.put(Request { body: parts.into_values().flatten().collect(), ..request });
+                // In one copy a part: collected byte by byte, 13 MB took longer than the whole upload.
+                let body = parts.into_values().collect::<Vec<_>>().concat();
+                let answer = self.put(Request { body, ..request });
                 if answer.status.starts_with("412") {
                     return answer;
                 }

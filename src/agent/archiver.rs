@@ -9,11 +9,10 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::bounds::{Held, Kits, Room};
+use super::bounds::{Held, Kits, Room, Seats, locked};
 use super::protocol::ArchiveStatus;
 use crate::config::{Config, PgdataOrigin};
 use crate::error::Failure;
@@ -49,7 +48,7 @@ pub struct Archiver {
     room: Room,
     lanes: Mutex<HashMap<LaneKey, Arc<Lane>>>,
     /// Files that are being encoded or uploaded.
-    under_way: AtomicUsize,
+    uploads: Seats,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -99,10 +98,6 @@ enum Turn<'a> {
     Ahead,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A file to archive for somebody who waits.
 #[derive(Debug)]
 pub struct PushOrder {
@@ -129,7 +124,7 @@ impl Archiver {
             kits: Kits::new(workers),
             room,
             lanes: Mutex::default(),
-            under_way: AtomicUsize::new(0),
+            uploads: Seats::new(usize::MAX),
         }
     }
 
@@ -229,7 +224,7 @@ impl Archiver {
         turn: Turn<'_>,
     ) -> Result<Pushed, Failure> {
         let repository = self.repository(deadline)?;
-        let _counted = Counted::on(&self.under_way);
+        let _upload = self.uploads.take();
         std::thread::scope(|scope| {
             let is_stale = !self.is_proven(lane);
             let proof = is_stale.then(|| scope.spawn(|| self.prove(&repository, lane, file)));
@@ -407,7 +402,7 @@ impl Archiver {
 
     /// Files that are being encoded or uploaded now.
     pub fn under_way(&self) -> usize {
-        self.under_way.load(Ordering::SeqCst)
+        self.uploads.taken()
     }
 
     /// How each directory is.
@@ -416,22 +411,6 @@ impl Archiver {
         let mut archives: Vec<ArchiveStatus> = lanes.iter().map(|lane| lane.status()).collect();
         archives.sort_by(|one, other| one.directory.cmp(&other.directory));
         archives
-    }
-}
-
-/// One of the files under way, until its thread is done with it in whatever way.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl Counted<'_> {
-    fn on(count: &AtomicUsize) -> Counted<'_> {
-        count.fetch_add(1, Ordering::SeqCst);
-        Counted(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -1,9 +1,10 @@
-//! What keeps the agent's use of cores and memory within bounds, over all clusters.
+//! What keeps the agent's use of threads, cores and memory within bounds, over all clusters.
 //!
 //! Encoding takes a kit, and there are as many as cores: each file is encoded on one thread, several at once, because then no chunk changes hands. A file that nothing else competes with
 //! takes all of them and is encoded by a whole crew, which is done sooner. Encoded bytes that wait for a store take room: who begins to encode reserves as much as recent files took, and whose file becomes larger waits for room again.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::codec::encode::EncodeKit;
@@ -11,8 +12,43 @@ use crate::codec::encode::EncodeKit;
 /// How often a wait looks around.
 const LOOK: Duration = Duration::from_millis(200);
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// A thread that panics leaves nothing half changed behind the agent's locks.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How many do something at once.
+pub struct Seats {
+    most: usize,
+    taken: Arc<AtomicUsize>,
+}
+
+/// One of them, until this is dropped: in whatever way its thread ends.
+pub struct Seat(Arc<AtomicUsize>);
+
+impl Seats {
+    /// At most so many.
+    pub fn new(most: usize) -> Seats {
+        Seats { most, taken: Arc::default() }
+    }
+
+    /// One, if any is free.
+    pub fn take(&self) -> Option<Seat> {
+        let before = self.taken.fetch_add(1, Ordering::SeqCst);
+        let seat = Seat(Arc::clone(&self.taken));
+        (before < self.most).then_some(seat)
+    }
+
+    /// How many are taken now.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// The kits.
@@ -158,6 +194,20 @@ impl Drop for Held<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_seat_is_free_again_when_its_thread_panics() {
+        let seats = Seats::new(1);
+        let seat = seats.take().unwrap();
+        assert!(seats.take().is_none());
+        assert_eq!(seats.taken(), 1, "who finds none leaves none taken");
+        let thread = std::thread::spawn(move || {
+            let _seat = seat;
+            panic!("on purpose");
+        });
+        assert!(thread.join().is_err());
+        assert!(seats.take().is_some());
+    }
 
     #[test]
     fn kits_go_round() {

@@ -5,11 +5,11 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::Instant;
 
 use super::archiver::Archiver;
+use super::bounds::Seats;
 use crate::codec::KeyRing;
 use crate::error::Failure;
 use crate::exit_status::Cause;
@@ -28,7 +28,7 @@ pub struct Fetcher {
     keys: KeyRing,
     /// Held by the one that decodes on all cores; others take less memory.
     whole_crew: Mutex<()>,
-    under_way: AtomicUsize,
+    seats: Seats,
 }
 
 /// A file that somebody waits for.
@@ -62,14 +62,13 @@ pub enum FetchEnd {
 impl Fetcher {
     /// A fetcher over the archiver's connections.
     pub fn new(archiver: Arc<Archiver>, keys: KeyRing) -> Fetcher {
-        Fetcher { archiver, keys, whole_crew: Mutex::default(), under_way: AtomicUsize::new(0) }
+        Fetcher { archiver, keys, whole_crew: Mutex::default(), seats: Seats::new(MOST) }
     }
 
     /// Fetches a file into the asker's own, or proves that there is none.
     pub fn fetch(&self, order: &FetchOrder<'_>) -> FetchEnd {
-        let _counted = match Counted::among(&self.under_way) {
-            Some(counted) => counted,
-            None => return FetchEnd::Left("the agent is fetching for others".to_owned()),
+        let Some(_seat) = self.seats.take() else {
+            return FetchEnd::Left("the agent is fetching for others".to_owned());
         };
         let result = self.fetch_now(order);
         match &result {
@@ -105,21 +104,5 @@ impl Fetcher {
         let fetched = fetch_file(&archive, &request)?;
         kill_point("agent: fetched");
         Ok(fetched)
-    }
-}
-
-/// One of the fetches under way.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl Counted<'_> {
-    fn among(count: &AtomicUsize) -> Option<Counted<'_>> {
-        let counted = Counted(count);
-        (count.fetch_add(1, Ordering::SeqCst) < MOST).then_some(counted)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -3,7 +3,7 @@
 //! In: connections of this user and of root. Out: answers. What must hold: one agent per socket (a lock beside it); a socket that only its owner may use; SIGTERM lets what was asked be finished within
 //! ten seconds, then everybody else goes on without the agent.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -12,15 +12,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::archiver::{Archiver, PushOrder};
+use super::bounds::{Seats, locked};
 use super::client::read_line;
 use super::fetcher::{FetchEnd, FetchOrder, Fetcher};
 use super::protocol::{
@@ -30,6 +31,7 @@ use crate::config::fingerprint::store_variables;
 use crate::config::{Config, PgdataOrigin};
 use crate::error::{Failure, system_words};
 use crate::exit_status::Cause;
+use crate::format::ClusterName;
 use crate::interrupt;
 use crate::local::durable::parent_of;
 use crate::local::kill_point::kill_point;
@@ -58,10 +60,10 @@ struct Agent {
     archiver: Arc<Archiver>,
     fetcher: Fetcher,
     fetched: AtomicU64,
-    windows: Mutex<HashMap<PathBuf, ()>>,
+    windows: Mutex<HashSet<PathBuf>>,
     since: jiff::Timestamp,
     refused: AtomicU64,
-    askers: AtomicUsize,
+    askers: Seats,
     ending: AtomicBool,
 }
 
@@ -86,7 +88,7 @@ pub fn run(config: &Config, writing: Writing) -> Result<(), Failure> {
         windows: Mutex::default(),
         since: jiff::Timestamp::now(),
         refused: AtomicU64::new(0),
-        askers: AtomicUsize::new(0),
+        askers: Seats::new(MOST_ASKERS),
         ending: AtomicBool::new(false),
     });
     let answering = Arc::clone(&agent);
@@ -176,25 +178,13 @@ fn accept(agent: &Arc<Agent>, listener: &UnixListener) {
         if agent.ending.load(Ordering::SeqCst) || !may_ask(&stream) {
             continue;
         }
-        if agent.askers.fetch_add(1, Ordering::SeqCst) >= MOST_ASKERS {
-            agent.askers.fetch_sub(1, Ordering::SeqCst);
-            continue;
-        }
+        let Some(seat) = agent.askers.take() else { continue };
         let agent = Arc::clone(agent);
         std::thread::spawn(move || {
-            let _counted = Counted(&agent.askers);
+            let _seat = seat;
             // An asker that went away has no use for an answer.
             let _ = agent.answer(&mut stream);
         });
-    }
-}
-
-/// An asker, until its thread ends in whatever way.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -206,9 +196,9 @@ fn may_ask(stream: &UnixStream) -> bool {
 impl Agent {
     fn wait_for_the_last(&self) {
         let until = Instant::now() + LAST_PATIENCE;
-        let keeps_windows = || !self.windows.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let keeps_windows = || !locked(&self.windows).is_empty();
         // What is archived ahead gives up by itself now; until it has, parts of an upload lie in the store.
-        let is_busy = || self.askers.load(Ordering::SeqCst) > 0 || self.archiver.under_way() > 0;
+        let is_busy = || self.askers.taken() > 0 || self.archiver.under_way() > 0;
         while (is_busy() || keeps_windows()) && Instant::now() < until {
             std::thread::sleep(LOOK);
         }
@@ -292,21 +282,24 @@ impl Agent {
         other.map(|(name, _)| problem(name))
     }
 
+    /// The cluster that is asked about, or the answer to an asker who is none of ours.
+    fn cluster_of(&self, settings: &Settings) -> Result<ClusterName, Answer> {
+        if let Some(why) = self.differs(settings) {
+            return Err(self.refuse(why));
+        }
+        settings.cluster.parse().map_err(|_| self.refuse("this is no cluster's name".to_owned()))
+    }
+
     /// What is asked, or the answer that it can't be done here.
     fn order_of(&self, ask: &PushAsk) -> Result<PushOrder, Answer> {
-        let cluster = match (self.differs(&ask.settings), ask.settings.cluster.parse()) {
-            (None, Ok(cluster)) => cluster,
-            (why, _) => {
-                return Err(self.refuse(why.unwrap_or_else(|| "this is no cluster's name".to_owned())));
-            }
-        };
+        let cluster = self.cluster_of(&ask.settings)?;
         let file = match ArchiveFile::open(&ask.path, ask.pgdata.as_deref(), PgdataOrigin::Flag) {
             Ok(file) if file.stamp() == ask.stamp => file,
             Ok(_) => return Err(self.refuse("the agent sees another file under this path".to_owned())),
             // Perhaps in a container: the asker could open it.
             Err(error) => return Err(self.refuse(format!("the agent cannot use the file: {error}"))),
         };
-        let deadline = Instant::now() + Duration::from_millis(ask.patience_milliseconds.min(86_400_000));
+        let deadline = deadline_of(ask.patience_milliseconds);
         Ok(PushOrder { cluster, file, pgdata: ask.pgdata.clone(), deadline })
     }
 
@@ -319,14 +312,13 @@ impl Agent {
     }
 
     fn fetch(&self, ask: &FetchAsk, lent: Option<File>) -> Answer {
-        let cluster = match (self.differs(&ask.settings), ask.settings.cluster.parse()) {
-            (None, Ok(cluster)) => cluster,
-            (why, _) => return self.refuse(why.unwrap_or_else(|| "this is no cluster's name".to_owned())),
+        let cluster = match self.cluster_of(&ask.settings) {
+            Ok(cluster) => cluster,
+            Err(answer) => return answer,
         };
         let (Some(file), Ok(name)) = (lent, ask.name.parse()) else {
             return self.refuse("the question makes no sense".to_owned());
         };
-        let patience = Duration::from_millis(ask.patience_milliseconds.min(86_400_000));
         let end = self.fetcher.fetch(&FetchOrder {
             cluster,
             name,
@@ -334,7 +326,7 @@ impl Agent {
             segment_size: ask.segment_size,
             file: &file,
             destination: &ask.destination,
-            deadline: Instant::now() + patience,
+            deadline: deadline_of(ask.patience_milliseconds),
             allow_gap: ask.allow_gap,
         });
         let name = name.to_string();
@@ -351,18 +343,12 @@ impl Agent {
     }
 
     fn keep_window(self: &Arc<Self>, ask: WindowAsk) -> Answer {
-        let cluster = match (self.differs(&ask.settings), ask.settings.cluster.parse()) {
-            (None, Ok(cluster)) => cluster,
-            (why, _) => return self.refuse(why.unwrap_or_else(|| "this is no cluster's name".to_owned())),
+        let cluster = match self.cluster_of(&ask.settings) {
+            Ok(cluster) => cluster,
+            Err(answer) => return answer,
         };
         let directory = ask.wal_directory.clone();
-        let is_new = self
-            .windows
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(directory.clone(), ())
-            .is_none();
-        if is_new {
+        if locked(&self.windows).insert(directory.clone()) {
             let agent = Arc::clone(self);
             let started = std::thread::Builder::new().name("window".to_owned()).spawn(move || {
                 let config = Config { cluster, ..agent.config.clone() };
@@ -375,10 +361,10 @@ impl Agent {
                 if let Err(failure) = worker::run(&config, &order, &agent.ending) {
                     tracing::warn!("no prefetch in {}: {failure}", order.wal_directory.display());
                 }
-                agent.windows.lock().unwrap_or_else(PoisonError::into_inner).remove(&order.wal_directory);
+                locked(&agent.windows).remove(&order.wal_directory);
             });
             if started.is_err() {
-                self.windows.lock().unwrap_or_else(PoisonError::into_inner).remove(&directory);
+                locked(&self.windows).remove(&directory);
                 return self.refuse("the agent could start no thread".to_owned());
             }
         }
@@ -389,7 +375,7 @@ impl Agent {
     fn refuse(&self, why: String) -> Answer {
         self.refused.fetch_add(1, Ordering::SeqCst);
         let refusal = Refusal { time: jiff::Timestamp::now(), why: why.clone() };
-        let last = self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner).replace(refusal);
+        let last = locked(&self.last_refusal).replace(refusal);
         if last.is_none_or(|last| last.why != why) {
             tracing::warn!("an asker goes on without the agent: {why}");
         }
@@ -397,7 +383,6 @@ impl Agent {
     }
 
     fn status(&self) -> AgentStatus {
-        let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -405,10 +390,10 @@ impl Agent {
             repository: repository::display_url(&self.config.repository),
             memory_bytes: resident_bytes().unwrap_or(0),
             refused: self.refused.load(Ordering::SeqCst),
-            last_refusal: self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            last_refusal: locked(&self.last_refusal).clone(),
             archives: self.archiver.status(),
             fetched: self.fetched.load(Ordering::SeqCst),
-            windows: windows.keys().cloned().collect(),
+            windows: locked(&self.windows).iter().cloned().collect(),
         }
     }
 }
@@ -423,6 +408,11 @@ fn read_question(line: &[u8]) -> Result<Question, String> {
         return Err(format!("the agent is walhold {}: restart it", env!("CARGO_PKG_VERSION")));
     }
     serde_json::from_value(value).map_err(|_| "the question makes no sense".to_owned())
+}
+
+/// When an asker will have lost patience; a day at most, whatever he says.
+fn deadline_of(patience_milliseconds: u64) -> Instant {
+    Instant::now() + Duration::from_millis(patience_milliseconds.min(86_400_000))
 }
 
 fn failed_answer(failure: &Failure) -> Answer {

@@ -133,7 +133,7 @@ fn a_full_or_read_only_disk_is_told_at_once_and_keeps_nothing_half() {
     for options in [[].as_slice(), &[("staging", "named")]] {
         let place = tempfile::tempdir().unwrap();
         let root = place.path().join("disk");
-        let _disk = Tmpfs::mount(&root, "3m");
+        let disk = Tmpfs::mount(&root, "3m");
         let settings = directory(&root, options);
         init(&settings, PATIENCE).unwrap();
         let repository = Repository::open(&settings, PATIENCE).unwrap();
@@ -146,6 +146,7 @@ fn a_full_or_read_only_disk_is_told_at_once_and_keeps_nothing_half() {
         assert_eq!(error.to_string(), "publish main/y: the store is full: No space left on device");
         drop(publication);
         assert_eq!(files_below(&root), before);
+        disk.wait_for_room(1 << 20);
         created(&repository, "main/z", Naming::ByStore, b"small enough again");
 
         run(Command::new("mount").args(["-o", "remount,ro"]).arg(&root));

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::postgres::installation::ServerUser;
 
@@ -18,6 +19,25 @@ impl Tmpfs {
         let options = format!("size={size},mode=0700,uid={},gid={}", user.uid, user.gid);
         mount(&["-t", "tmpfs", "-o", &options, "tmpfs"], path);
         Tmpfs { path: path.to_owned() }
+    }
+
+    /// Waits until so many bytes are free: what was deleted is held while a process that another test is starting has
+    /// the file open.
+    #[allow(dead_code, reason = "not every test that fills a disk needs the room again")]
+    pub fn wait_for_room(&self, bytes: u64) {
+        let begun = Instant::now();
+        loop {
+            let facts = nix::sys::statvfs::statvfs(&self.path).expect("ask for the free space");
+            if facts.blocks_available() * facts.fragment_size() >= bytes {
+                return;
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(10),
+                "{} does not become free",
+                self.path.display()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Gives it another size.
