@@ -5,11 +5,12 @@ mod support;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use support::agent::{
     Agent, PATIENCE, cloud, is_stored, mark_done, mark_waiting, push, status, was_by_agent,
@@ -423,8 +424,24 @@ fn postgresql_archives_through_it_while_it_is_killed_and_comes_back() {
     assert!(output.status.success(), "{}", describe(&output));
     for round in 0..4 {
         let mut agent = start_agent();
+        // Once PostgreSQL lets several segments come together, however fast they are archived.
+        let stopped = (round == 0).then(|| {
+            let begun = Instant::now();
+            while UnixStream::connect(directory.join("state/agent.socket")).is_err() {
+                assert!(begun.elapsed() < PATIENCE, "the agent did not come");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let archiver = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'archiver'";
+            let pid = Pid::from_raw(cluster.query(archiver)[0][0].parse().expect("a process"));
+            kill(pid, Signal::SIGSTOP).expect("stop the archiver");
+            pid
+        });
         for _ in 0..6 {
             cluster.execute("INSERT INTO t SELECT i, md5(random()::text) FROM generate_series(1, 20000) i");
+        }
+        if let Some(archiver) = stopped {
+            kill(archiver, Signal::SIGCONT).expect("let the archiver go on");
+            cluster.archive_now();
         }
         if round == 2 {
             cluster.kill9();
