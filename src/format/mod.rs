@@ -9,6 +9,7 @@ pub mod keys;
 pub mod manifest;
 pub mod marker;
 pub mod pack_contents;
+mod varint;
 pub mod wal_index;
 
 pub use backup_id::BackupId;

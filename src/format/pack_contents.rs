@@ -5,6 +5,7 @@
 
 use super::digest::ShortDigest;
 use super::envelope::ChunkLengths;
+use super::varint;
 
 /// What the contents begin with; the last byte is the version.
 const MAGIC: &[u8; 5] = b"WHPC\x01";
@@ -37,9 +38,9 @@ impl Default for ContentsWriter {
 impl ContentsWriter {
     /// The next chunk is made of these parts, in order, and of nothing else.
     pub fn add_chunk(&mut self, parts: &[(u32, ShortDigest)]) {
-        put_varint(&mut self.encoded, parts.len() as u64);
+        varint::put(&mut self.encoded, parts.len() as u64);
         for (length, digest) in parts {
-            put_varint(&mut self.encoded, u64::from(*length));
+            varint::put(&mut self.encoded, u64::from(*length));
             self.encoded.extend_from_slice(&digest.0);
         }
     }
@@ -61,10 +62,10 @@ pub fn decode(contents: &[u8], chunks: &[ChunkLengths]) -> Result<Vec<StoredPart
     let cut_off = || "its contents are cut off".to_owned();
     let mut parts = Vec::new();
     for (chunk, lengths) in (0u32..).zip(chunks) {
-        let count = take_varint(&mut rest).ok_or_else(cut_off)?;
+        let count = take_number(&mut rest).ok_or_else(cut_off)?;
         let mut within = 0u32;
         for _ in 0..count {
-            let length = take_varint(&mut rest).and_then(|length| u32::try_from(length).ok());
+            let length = take_number(&mut rest).and_then(|length| u32::try_from(length).ok());
             let length = length.filter(|length| *length > 0).ok_or_else(cut_off)?;
             let (digest, after) = rest.split_first_chunk::<16>().ok_or_else(cut_off)?;
             rest = after;
@@ -79,27 +80,9 @@ pub fn decode(contents: &[u8], chunks: &[ChunkLengths]) -> Result<Vec<StoredPart
     if rest.is_empty() { Ok(parts) } else { Err("its contents name more chunks than it has".to_owned()) }
 }
 
-/// LEB128, as in manifests.
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
 /// At most five bytes: nothing here is larger than a chunk.
-fn take_varint(rest: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for index in 0..5 {
-        let (byte, after) = rest.split_first()?;
-        *rest = after;
-        value |= u64::from(byte & 0x7f) << (7 * index);
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
+fn take_number(rest: &mut &[u8]) -> Option<u64> {
+    varint::take::<5>(rest).ok()
 }
 
 #[cfg(test)]

@@ -1,19 +1,12 @@
 //! The few primitives that a manifest's body is made of: varints, byte strings, and a reader that knows where it is.
 
 use super::ParseManifestError;
+use crate::format::varint;
+pub(super) use crate::format::varint::put as put_varint;
 
-/// Appends `value` as LEB128: 7 bits per byte, lowest first, the top bit says that more follow.
-pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-/// Appends a signed value, folded so that small magnitudes stay short: 0, -1, 1, -2, … become 0, 1, 2, 3, …
+/// Appends a signed value.
 pub(super) fn put_signed(out: &mut Vec<u8>, value: i64) {
-    put_varint(out, ((value << 1) ^ (value >> 63)) as u64);
+    put_varint(out, varint::fold(value));
 }
 
 /// Appends a length and that many bytes.
@@ -63,25 +56,15 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn varint(&mut self, what: &str) -> Result<u64, ParseManifestError> {
-        let mut value = 0u64;
-        for (index, byte) in self.rest.iter().take(10).enumerate() {
-            let bits = u64::from(byte & 0x7f);
-            // The tenth byte has room for one bit only.
-            if index == 9 && bits > 1 {
-                break;
-            }
-            value |= bits << (7 * index);
-            if byte & 0x80 == 0 {
-                self.take(index + 1, what)?;
-                return Ok(value);
-            }
-        }
-        Err(self.error(format!("{what} is not a number")))
+        let before = self.rest.len();
+        let value = varint::take::<{ varint::LONGEST }>(&mut self.rest)
+            .map_err(|_| self.error(format!("{what} is not a number")))?;
+        self.offset += before - self.rest.len();
+        Ok(value)
     }
 
     pub(super) fn signed(&mut self, what: &str) -> Result<i64, ParseManifestError> {
-        let folded = self.varint(what)?;
-        Ok((folded >> 1) as i64 ^ -((folded & 1) as i64))
+        self.varint(what).map(varint::unfold)
     }
 
     /// A number that must fit into a smaller type.

@@ -7,6 +7,7 @@ use super::{
     CheckpointKind, CheckpointRecord, FRAGMENT_LIMIT, Fragment, LIST_LIMIT, Outcome, RecordVerdict,
     RestorePoint, TransactionEnd, TransactionSpan, WalIndex,
 };
+use crate::format::varint::{self, NotANumber};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
 
 const SPAN: u16 = 1;
@@ -158,12 +159,8 @@ impl Writer {
         }
     }
 
-    fn varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.bytes.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.bytes.push(value as u8);
+    fn varint(&mut self, value: u64) {
+        varint::put(&mut self.bytes, value);
     }
 
     fn lsn(&mut self, lsn: Lsn) {
@@ -171,8 +168,7 @@ impl Writer {
     }
 
     fn time(&mut self, time: PgTimestamp) {
-        let value = time.get();
-        self.varint(((value << 1) ^ (value >> 63)).cast_unsigned());
+        self.varint(varint::fold(time.get()));
     }
 
     fn text(&mut self, text: &str) {
@@ -292,20 +288,12 @@ impl<'a> Reader<'a> {
     }
 
     fn varint(&mut self) -> Result<u64, ParseWalIndexError> {
-        let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            let [byte] = self.array()?;
-            let bits = u64::from(byte & 0x7F);
-            // The tenth byte has room for one bit only.
-            if shift == 63 && bits > 1 {
-                break;
-            }
-            value |= bits << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(self.error("a number above 64 bits"))
+        varint::take::<{ varint::LONGEST }>(&mut self.rest).map_err(|problem| {
+            self.error(match problem {
+                NotANumber::CutOff => "too few bytes",
+                NotANumber::TooLong => "a number above 64 bits",
+            })
+        })
     }
 
     fn u32(&mut self) -> Result<u32, ParseWalIndexError> {
@@ -321,8 +309,7 @@ impl<'a> Reader<'a> {
     }
 
     fn time(&mut self) -> Result<PgTimestamp, ParseWalIndexError> {
-        let value = self.varint()?;
-        Ok(PgTimestamp::new((value >> 1).cast_signed() ^ -(value & 1).cast_signed()))
+        self.varint().map(|value| PgTimestamp::new(varint::unfold(value)))
     }
 
     fn text(&mut self) -> Result<String, ParseWalIndexError> {
