@@ -6,7 +6,7 @@
 //! All numbers are little-endian. CRC-32 is the one of zlib and gzip.
 
 use crate::codec::{Compression, KeyId};
-use crate::pg::{SystemIdentifier, WalSegmentSize};
+use crate::pg::{ArchiveFileName, SystemIdentifier, WalSegmentSize};
 
 /// What an object is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -31,6 +31,15 @@ impl ObjectKind {
         ObjectKind::Pack,
         ObjectKind::Manifest,
     ];
+
+    /// What an archived file of this name is stored as.
+    pub const fn of(name: ArchiveFileName) -> ObjectKind {
+        match name {
+            ArchiveFileName::Segment(_) | ArchiveFileName::Partial(_) => ObjectKind::WalSegment,
+            ArchiveFileName::TimelineHistory(_) => ObjectKind::TimelineHistory,
+            ArchiveFileName::BackupHistory { .. } => ObjectKind::BackupHistory,
+        }
+    }
 
     /// The number in the header, fixed for good.
     const fn number(self) -> u8 {
@@ -71,6 +80,17 @@ pub struct ObjectFacts {
     pub system_identifier: SystemIdentifier,
     /// The cluster's segment size; `None` where it is not known (a `.history` pushed without a server).
     pub segment_size: Option<WalSegmentSize>,
+}
+
+impl ObjectFacts {
+    /// The facts of an archived file.
+    pub fn of_archive_file(
+        name: ArchiveFileName,
+        system_identifier: SystemIdentifier,
+        segment_size: Option<WalSegmentSize>,
+    ) -> ObjectFacts {
+        ObjectFacts { kind: ObjectKind::of(name), name: name.to_string(), system_identifier, segment_size }
+    }
 }
 
 /// Plaintext bytes per chunk, except the last: 1 MiB.

@@ -256,7 +256,12 @@ impl DeepCheck<'_> {
                 // Whose pack it is only its header tells.
                 let mut last = None;
                 for system in systems {
-                    let facts = facts(ObjectKind::Pack, name.clone(), system);
+                    let facts = ObjectFacts {
+                        kind: ObjectKind::Pack,
+                        name: name.clone(),
+                        system_identifier: system,
+                        segment_size: None,
+                    };
                     match self.read(object, &facts, &mut |_| ()) {
                         Err(error @ DecodeError::OtherCluster { .. }) => last = Some(error.to_string()),
                         Err(error) => return settle(error),
@@ -292,16 +297,14 @@ impl DeepCheck<'_> {
         name: &str,
         object: &StoredObject,
     ) -> Result<Option<String>, Failure> {
-        let kind = match name.parse::<ArchiveFileName>() {
-            Ok(ArchiveFileName::Segment(_) | ArchiveFileName::Partial(_)) => ObjectKind::WalSegment,
-            Ok(ArchiveFileName::TimelineHistory(_)) => ObjectKind::TimelineHistory,
-            Ok(ArchiveFileName::BackupHistory { .. }) => ObjectKind::BackupHistory,
-            Err(error) => return Ok(Some(error.to_string())),
+        let name = match name.parse::<ArchiveFileName>() {
+            Ok(name) => name,
+            Err(problem) => return Ok(Some(problem.to_string())),
         };
         let mut text = Vec::new();
-        let facts = facts(kind, name.to_owned(), system);
+        let facts = ObjectFacts::of_archive_file(name, system, None);
         let read = self.read(object, &facts, &mut |bytes| {
-            if kind == ObjectKind::TimelineHistory {
+            if facts.kind == ObjectKind::TimelineHistory {
                 text.extend_from_slice(bytes);
             }
         });
@@ -310,18 +313,20 @@ impl DeepCheck<'_> {
             Ok(Some(index)) => index,
             Err(error) => return settle(error),
         };
-        match (kind, name.parse()) {
-            (ObjectKind::TimelineHistory, Ok(ArchiveFileName::TimelineHistory(timeline))) => {
+        match name {
+            ArchiveFileName::TimelineHistory(timeline) => {
                 let parsed = TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text));
                 Ok(parsed.err().map(|error| error.to_string()))
             }
-            (ObjectKind::WalSegment, _) if !index.is_empty() => match WalIndex::decode(&index) {
-                Ok(WalIndex { verdict: RecordVerdict::Damaged { at, problem }, .. }) => {
-                    Ok(Some(format!("it was archived damaged: at {at}: {problem}")))
+            ArchiveFileName::Segment(_) | ArchiveFileName::Partial(_) if !index.is_empty() => {
+                match WalIndex::decode(&index) {
+                    Ok(WalIndex { verdict: RecordVerdict::Damaged { at, problem }, .. }) => {
+                        Ok(Some(format!("it was archived damaged: at {at}: {problem}")))
+                    }
+                    Ok(_) => Ok(None),
+                    Err(error) => Ok(Some(format!("its index: {error}"))),
                 }
-                Ok(_) => Ok(None),
-                Err(error) => Ok(Some(format!("its index: {error}"))),
-            },
+            }
             _ => Ok(None),
         }
     }
@@ -352,10 +357,6 @@ impl DeepCheck<'_> {
             Err(error) => Err(error),
         }
     }
-}
-
-fn facts(kind: ObjectKind, name: String, system_identifier: SystemIdentifier) -> ObjectFacts {
-    ObjectFacts { kind, name, system_identifier, segment_size: None }
 }
 
 /// Whether a failed read says something about the object, or about the way to it.

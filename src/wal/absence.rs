@@ -7,7 +7,6 @@ use crate::codec::KeyRing;
 use crate::codec::decode::{Expected, decode_object};
 use crate::error::Explain;
 use crate::exit_status::Cause;
-use crate::format::envelope::{ObjectFacts, ObjectKind};
 use crate::format::{ClusterName, keys};
 use crate::pg::{
     ArchiveFileName, Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName, WalSegmentNumber,
@@ -15,6 +14,7 @@ use crate::pg::{
 };
 use crate::repository::{Naming, Repository, RepositoryError, RepositoryObject};
 
+use super::fetch::expected_facts;
 use super::identity::{IdentityError, prove_recorded};
 
 /// The archive of one cluster, as a fetch reads it.
@@ -99,12 +99,7 @@ pub fn read_history(
     let name = ArchiveFileName::TimelineHistory(timeline);
     let key = keys::wal(archive.cluster, archive.system, name);
     let Some(object) = archive.repository.find(&key, Naming::ByStore)? else { return Ok(None) };
-    let facts = ObjectFacts {
-        kind: ObjectKind::TimelineHistory,
-        name: name.to_string(),
-        system_identifier: archive.system,
-        segment_size: Some(archive.segment_size),
-    };
+    let facts = expected_facts(archive, name);
     let mut text = Vec::new();
     let source = RepositoryObject { repository: archive.repository, object: &object };
     let expected = Expected { facts: &facts, key: &key };

@@ -14,7 +14,7 @@ use crate::config::PgdataOrigin;
 use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
 use crate::format::digest::ShortDigest;
-use crate::format::envelope::{ObjectFacts, ObjectKind};
+use crate::format::envelope::ObjectFacts;
 use crate::pg::wal_page::LongPageHeader;
 use crate::pg::wal_segment::ParseArchiveFileNameError;
 use crate::pg::{ArchiveFileName, SystemIdentifier, TimelineHistory, WalSegmentName};
@@ -185,12 +185,7 @@ fn open_segment(
             header.magic
         );
     }
-    let facts = ObjectFacts {
-        kind: ObjectKind::WalSegment,
-        name: name.to_string(),
-        system_identifier: header.system_identifier,
-        segment_size: Some(header.segment_size),
-    };
+    let facts = ObjectFacts::of_archive_file(name, header.system_identifier, Some(header.segment_size));
     let postgresql_major = header.postgresql_major();
     let path = path.to_owned();
     Ok(ArchiveFile {
@@ -215,17 +210,9 @@ fn open_text(
     check_text(path, name, &file, state.length)?;
     // Nothing inside the file says whose it is.
     let server = server.ok_or_else(|| ServerDirectoryError::NotFound { what: path.display().to_string() })?;
-    let kind = match name {
-        ArchiveFileName::TimelineHistory(_) => ObjectKind::TimelineHistory,
-        _ => ObjectKind::BackupHistory,
-    };
-    let facts = ObjectFacts {
-        kind,
-        name: name.to_string(),
-        system_identifier: server.control.system_identifier,
-        segment_size: Some(server.control.wal_segment_size),
-    };
-    let postgresql_major = server.control.postgresql_major;
+    let control = &server.control;
+    let facts = ObjectFacts::of_archive_file(name, control.system_identifier, Some(control.wal_segment_size));
+    let postgresql_major = control.postgresql_major;
     let path = path.to_owned();
     Ok(ArchiveFile { path, file, state, changed: (0, 0), name, facts, postgresql_major, header: None })
 }

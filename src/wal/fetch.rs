@@ -14,7 +14,7 @@ use crate::codec::decode::{
 use crate::codec::encode::SinkError;
 use crate::error::Explain;
 use crate::exit_status::Cause;
-use crate::format::envelope::{ObjectFacts, ObjectKind};
+use crate::format::envelope::ObjectFacts;
 use crate::format::{ObjectKey, keys};
 use crate::interrupt;
 use crate::pg::{ArchiveFileName, WalSegmentName};
@@ -189,17 +189,7 @@ fn deliver(
 
 /// What the object must claim to be.
 pub(super) fn expected_facts(archive: &Archive<'_>, name: ArchiveFileName) -> ObjectFacts {
-    let kind = match name {
-        ArchiveFileName::Segment(_) | ArchiveFileName::Partial(_) => ObjectKind::WalSegment,
-        ArchiveFileName::TimelineHistory(_) => ObjectKind::TimelineHistory,
-        ArchiveFileName::BackupHistory { .. } => ObjectKind::BackupHistory,
-    };
-    ObjectFacts {
-        kind,
-        name: name.to_string(),
-        system_identifier: archive.system,
-        segment_size: Some(archive.segment_size),
-    }
+    ObjectFacts::of_archive_file(name, archive.system, Some(archive.segment_size))
 }
 
 /// A stored object whose first bytes came with the request that found it.

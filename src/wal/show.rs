@@ -11,7 +11,7 @@ use crate::codec::KeyRing;
 use crate::codec::decode::{DecodeError, Expected, read_tail};
 use crate::error::Explain;
 use crate::exit_status::Cause;
-use crate::format::envelope::{ObjectFacts, ObjectKind};
+use crate::format::envelope::ObjectFacts;
 use crate::format::wal_index::{RecordVerdict, WalIndex};
 use crate::format::{ClusterName, ObjectKey, keys};
 use crate::pg::{
@@ -466,12 +466,7 @@ fn read_index(
     name: WalSegmentName,
     object: &StoredObject,
 ) -> Result<SegmentFacts, ShowError> {
-    let facts = ObjectFacts {
-        kind: ObjectKind::WalSegment,
-        name: name.to_string(),
-        system_identifier: system,
-        segment_size: None,
-    };
+    let facts = ObjectFacts::of_archive_file(ArchiveFileName::Segment(name), system, None);
     let expected = Expected { facts: &facts, key: &object.key };
     let tail = read_tail(&RepositoryObject { repository, object }, &expected, key_ring)?;
     Ok(SegmentFacts { size: tail.facts.segment_size, index: decode_index(&object.key, &tail.index)? })

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::codec::KeyRing;
 use crate::codec::decode::{Expected, read_tail};
 use crate::fan_out;
-use crate::format::envelope::{ObjectFacts, ObjectKind};
+use crate::format::envelope::ObjectFacts;
 use crate::format::manifest::{BackupSummary, Manifest};
 use crate::format::{ClusterName, Digest, ObjectKey, keys};
 use crate::pg::ArchiveFileName;
@@ -77,16 +77,7 @@ fn is_stored(
     keys: &KeyRing,
     objects: &[StoredObject],
 ) -> bool {
-    let facts = ObjectFacts {
-        kind: match name {
-            ArchiveFileName::Segment(_) | ArchiveFileName::Partial(_) => ObjectKind::WalSegment,
-            ArchiveFileName::TimelineHistory(_) => ObjectKind::TimelineHistory,
-            ArchiveFileName::BackupHistory { .. } => ObjectKind::BackupHistory,
-        },
-        name: name.to_string(),
-        system_identifier: summary.system_identifier,
-        segment_size: Some(summary.wal_segment_size),
-    };
+    let facts = ObjectFacts::of_archive_file(name, summary.system_identifier, Some(summary.wal_segment_size));
     let Ok((length, digest)) = digest_of(path) else { return false };
     objects.iter().any(|object| {
         let source = RepositoryObject { repository, object };

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{Finding, FindingKind, Obstacle, Question, SystemVerification, VerifyError};
 use crate::codec::decode::{DecodeError, Expected, decode_with_workers};
-use crate::format::envelope::{ObjectFacts, ObjectKind};
+use crate::format::envelope::ObjectFacts;
 use crate::format::keys;
 use crate::pg::ArchiveFileName;
 use crate::repository::{RepositoryObject, StoredObject};
@@ -66,16 +66,7 @@ fn decode(
     object: &StoredObject,
     name: ArchiveFileName,
 ) -> Result<(), DecodeError> {
-    let facts = ObjectFacts {
-        kind: match name {
-            ArchiveFileName::Segment(_) | ArchiveFileName::Partial(_) => ObjectKind::WalSegment,
-            ArchiveFileName::TimelineHistory(_) => ObjectKind::TimelineHistory,
-            ArchiveFileName::BackupHistory { .. } => ObjectKind::BackupHistory,
-        },
-        name: object.key.name().to_owned(),
-        system_identifier: stored.of().system_identifier,
-        segment_size: None,
-    };
+    let facts = ObjectFacts::of_archive_file(name, stored.of().system_identifier, None);
     let source = RepositoryObject { repository: question.repository, object };
     let expected = Expected { facts: &facts, key: &object.key };
     decode_with_workers(&source, &expected, question.keys, 1, &mut |_| Ok(())).map(|_| ())
