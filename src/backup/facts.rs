@@ -12,6 +12,7 @@ use super::control;
 use crate::error::system_words;
 use crate::format::manifest::ServerFacts;
 use crate::local::libraries;
+use crate::local::postmaster::noted_process;
 use crate::pg::SystemIdentifier;
 use crate::pg::client::{ClientError, Session};
 use crate::pg::control::{ClusterState, ControlFile};
@@ -301,8 +302,7 @@ fn external_file(file: &Path, pgdata: &Path) -> Option<PathBuf> {
 
 /// The ICU that the server has loaded.
 fn icu_library(pgdata: &Path) -> Option<String> {
-    let lines = std::fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
-    libraries::icu_of_process(lines.lines().next()?.trim().parse().ok()?)
+    libraries::icu_of_process(noted_process(pgdata)?)
 }
 
 /// The collation version that ICU reports for its root collation.

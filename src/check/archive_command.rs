@@ -13,6 +13,7 @@ use super::shell_words::words;
 use super::{Findings, Level};
 use crate::config::schema::{DEFAULT_FILE, SETTINGS};
 use crate::config::{Config, Sources};
+use crate::local::postmaster::noted_process;
 use crate::repository::display_url;
 
 const CHECK: &str = "archive_command";
@@ -205,9 +206,7 @@ fn judge_program(program: &str, path: Option<OsString>, server: &Server, finding
 
 /// The postmaster's environment; `None` if it cannot be seen.
 fn environment_of_server(pgdata: &Path) -> Option<Vec<(OsString, OsString)>> {
-    let lines = std::fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
-    let pid: u32 = lines.lines().next()?.trim().parse().ok()?;
-    let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let environment = std::fs::read(format!("/proc/{}/environ", noted_process(pgdata)?)).ok()?;
     let variable = |bytes: &[u8]| {
         let at = bytes.iter().position(|byte| *byte == b'=')?;
         let (name, value) = (bytes.get(..at)?, bytes.get(at + 1..)?);

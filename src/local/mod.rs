@@ -6,5 +6,6 @@ pub mod kill_point;
 pub mod libraries;
 pub mod lines;
 pub mod pgdata_walk;
+pub mod postmaster;
 pub mod relation_path;
 pub mod socket;

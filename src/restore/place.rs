@@ -16,6 +16,7 @@ use super::error::RestoreError;
 use super::target::TablespaceMapping;
 use crate::format::manifest::{Manifest, RangeSource, Root, Tablespace};
 use crate::local::durable::parent_of;
+use crate::local::postmaster::noted_process;
 use crate::output::human_size;
 use crate::pg::SystemIdentifier;
 
@@ -180,8 +181,7 @@ fn require_writable(directory: &Path, what: &str) -> Result<(), String> {
 
 /// The process that `postmaster.pid` names, if it lives.
 pub fn running_server(pgdata: &Path) -> Option<i32> {
-    let text = std::fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
-    let pid: i32 = text.lines().next()?.trim().parse().ok().filter(|pid| *pid > 0)?;
+    let pid = noted_process(pgdata)?.try_into().ok()?;
     match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) {
         Err(nix::errno::Errno::ESRCH) => None,
         _ => Some(pid),
