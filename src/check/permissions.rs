@@ -63,9 +63,8 @@ fn look_at_pgdata(pgdata: &Path, findings: &mut Findings) {
 }
 
 fn look_at_keys(config: &Config, findings: &mut Findings) -> Option<KeyRing> {
-    let encrypts = !config.encryption.key_files.is_empty() || config.encryption.key_command.is_some();
     match config.key_ring() {
-        Ok(keys) if encrypts => {
+        Ok(keys) if config.encryption.encrypts() => {
             findings.ok("encryption key", "the encryption key can be read, by its owner alone");
             Some(keys)
         }

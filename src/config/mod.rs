@@ -102,6 +102,13 @@ pub struct EncryptionSettings {
     pub key_command: Option<String>,
 }
 
+impl EncryptionSettings {
+    /// Whether they name a key: new objects are then encrypted.
+    pub fn encrypts(&self) -> bool {
+        !self.key_files.is_empty() || self.key_command.is_some()
+    }
+}
+
 impl fmt::Debug for EncryptionSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EncryptionSettings")

@@ -131,7 +131,7 @@ impl StatusReport {
             systems: Vec::new(),
             unfinished: unfinished(inventory),
             retention: Policy::new(&config.retention).map(|policy| policy.to_string()),
-            encrypts: !config.encryption.key_files.is_empty() || config.encryption.key_command.is_some(),
+            encrypts: config.encryption.encrypts(),
             create_only: inventory.repository.marker().create_only,
             verified,
         };
