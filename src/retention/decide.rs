@@ -8,18 +8,12 @@ use super::plan::ExpireRequest;
 use super::policy::{Candidate, Policy, Reason, Reasons};
 use super::unfinished::Unfinished;
 use super::windows;
-use crate::error::Failure;
 use crate::format::BackupId;
 use crate::format::manifest::BackupSummary;
 use crate::pg::{
     PgTimestamp, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentNumber, WalSegmentSize,
 };
 use crate::restore::choose::on_line;
-
-/// What is decided about one cluster.
-pub(super) struct Decided {
-    pub(super) keep_wal: KeepWal,
-}
 
 /// What decisions about one cluster are made from.
 pub(super) struct Deciding<'a> {
@@ -40,7 +34,7 @@ impl Deciding<'_> {
     }
 
     /// Adds the reasons why its backups stay, and says which WAL does.
-    pub(super) fn decide(&self, unfinished: &Unfinished, reasons: &mut Reasons) -> Result<Decided, Failure> {
+    pub(super) fn decide(&self, unfinished: &Unfinished, reasons: &mut Reasons) -> KeepWal {
         let view = self.wal.stored.view();
         let size = self.wal.segment_size;
         let retired = self.request.drop_system.contains(&self.system);
@@ -70,11 +64,6 @@ impl Deciding<'_> {
         let bases = unfinished.at_work.iter().filter_map(|work| Some((&work.id, work.base.as_ref()?)));
         let bases: Vec<(&BackupId, &BackupId)> = bases.collect();
         let continuous = self.continuous(&by_policy, &bases);
-        let leased: Vec<BackupId> = kept
-            .iter()
-            .filter(|(_, why)| why.contains(&Reason::Restored))
-            .map(|(id, _)| id.clone())
-            .collect();
         for (id, mut why) in by_policy {
             kept.entry(id).or_default().append(&mut why);
         }
@@ -93,14 +82,14 @@ impl Deciding<'_> {
             KeepWal::new(
                 size,
                 self.backups()
-                    .filter(|(id, ..)| continuous.contains(id) || leased.contains(id))
+                    .filter(|(id, ..)| continuous.contains(id) || self.inventory.is_leased(id))
                     .map(|(_, _, summary)| summary),
                 at_work.filter(|_| !retired),
                 self.backups().filter(|(id, ..)| stays(id)).map(|(_, _, summary)| summary),
             )
         };
         reasons.extend(kept);
-        Ok(Decided { keep_wal })
+        keep_wal
     }
 
     /// The timelines that are still followed: the newest that a backup leads to, the newest of all, and those that

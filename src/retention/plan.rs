@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::decide::{Decided, Deciding};
+use super::decide::Deciding;
 use super::inventory::{Inventory, SystemWal};
 use super::keep_wal::KeepWal;
 use super::policy::{Policy, Reason, Reasons};
@@ -128,7 +128,7 @@ pub fn make_plan(
     let now = PgTimestamp::from_jiff(inventory.taken_at);
     for (system, wal) in &inventory.systems {
         let of_this = Deciding { inventory, system: *system, wal, policy, request, now };
-        systems.push((*system, of_this.decide(&unfinished, &mut reasons)?));
+        systems.push((*system, of_this.decide(&unfinished, &mut reasons)));
     }
     let goes = |id: &BackupId| reasons.get(id).is_none_or(Vec::is_empty);
     let mut going = Going::default();
@@ -139,9 +139,9 @@ pub fn make_plan(
     }
     packs_that_go(inventory, &goes, &mut unfinished, &mut going);
     let mut plans = Vec::new();
-    for (system, decided) in systems {
+    for (system, keep_wal) in systems {
         let Some(wal) = inventory.systems.get(&system) else { continue };
-        plans.push(system_plan(inventory, system, wal, &decided, &reasons, &mut going)?);
+        plans.push(system_plan(inventory, system, wal, &keep_wal, &reasons, &mut going)?);
     }
     tidy(inventory, &unfinished, policy.settings.attempt_grace, &mut going)?;
     let points_to = inventory.backups.iter().filter_map(|(id, backup)| {
@@ -356,11 +356,11 @@ fn system_plan(
     inventory: &Inventory<'_>,
     system: SystemIdentifier,
     wal: &SystemWal<'_>,
-    decided: &Decided,
+    keep_wal: &KeepWal,
     reasons: &Reasons,
     going: &mut Going,
 ) -> Result<SystemPlan, Failure> {
-    let doomed = wal_that_goes(wal, &decided.keep_wal);
+    let doomed = wal_that_goes(wal, keep_wal);
     let wal_bytes = doomed.iter().map(|(_, object)| object.size).sum();
     let ranges = ranges_of(system, wal, &doomed);
     let mut after = wal.stored.view().clone();
@@ -391,7 +391,7 @@ fn system_plan(
             keep,
         }
     });
-    let floor = decided.keep_wal.floor;
+    let floor = keep_wal.floor;
     Ok(SystemPlan {
         system_identifier: system,
         backups: backups.collect(),
