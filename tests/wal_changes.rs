@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use support::postgres::installation::ServerUser;
 use support::postgres::{Cluster, ClusterBuilder, StopMode, copy_tree};
+use support::site::Site;
 use support::stores::settings;
 use walhold::codec::KeyRing;
 use walhold::format::ClusterName;
@@ -18,22 +19,6 @@ use walhold::repository::{Patience, Repository};
 use walhold::wal::changes::{ChangesError, RangeChanges, Unproven, WalRange, changes_in};
 use walhold::wal::stored_segments::{StoredSegments, WalOf};
 
-/// A cluster with segments of 1 MiB and a table.
-struct Site(support::site::Site);
-
-impl std::ops::Deref for Site {
-    type Target = support::site::Site;
-    fn deref(&self) -> &support::site::Site {
-        &self.0
-    }
-}
-
-impl std::ops::DerefMut for Site {
-    fn deref_mut(&mut self) -> &mut support::site::Site {
-        &mut self.0
-    }
-}
-
 fn builder(major: u32) -> ClusterBuilder {
     Cluster::builder(major)
         .wal_segment_mib(1)
@@ -42,17 +27,33 @@ fn builder(major: u32) -> ClusterBuilder {
         .setting("wal_keep_size", "1GB")
 }
 
-impl Site {
-    fn start(builder: ClusterBuilder) -> Site {
-        let site = Site(support::site::Site::archiving(builder));
-        site.cluster.execute(
-            "CREATE TABLE t AS SELECT i AS id, repeat('x', 500) AS body FROM generate_series(1, 3000) i",
-        );
-        site.cluster.execute("CREATE INDEX ON t (id)");
-        site.cluster.execute("VACUUM t");
-        site
-    }
+/// A cluster with segments of 1 MiB and a table.
+fn site_with_table(builder: ClusterBuilder) -> Site {
+    let site = Site::archiving(builder);
+    site.cluster.execute(
+        "CREATE TABLE t AS SELECT i AS id, repeat('x', 500) AS body FROM generate_series(1, 3000) i",
+    );
+    site.cluster.execute("CREATE INDEX ON t (id)");
+    site.cluster.execute("VACUUM t");
+    site
+}
 
+trait Changed {
+    fn pg_wal(&self) -> PathBuf;
+
+    fn changes(
+        &self,
+        cluster: &Cluster,
+        start: Lsn,
+        stop: Lsn,
+        pg_wal: Option<&Path>,
+    ) -> Result<RangeChanges, ChangesError>;
+
+    /// Why there is no answer.
+    fn unproven(&self, start: Lsn, stop: Lsn, pg_wal: Option<&Path>) -> Unproven;
+}
+
+impl Changed for Site {
     fn pg_wal(&self) -> PathBuf {
         self.cluster.data_directory().join("pg_wal")
     }
@@ -136,7 +137,7 @@ fn update(cluster: &Cluster, id: u32) -> [u32; 2] {
 #[test]
 fn archived_and_local_wal_are_joined() {
     for major in [14, 18] {
-        let site = Site::start(builder(major));
+        let site = site_with_table(builder(major));
         let cluster = &site.cluster;
         // Whole segments count: nothing that came before may lie in the first one.
         cluster.switch_wal();
@@ -177,7 +178,7 @@ fn archived_and_local_wal_are_joined() {
 
 #[test]
 fn a_promotion_in_between_is_followed() {
-    let site = Site::start(builder(15));
+    let site = site_with_table(builder(15));
     let standby = Cluster::standby_of(&site.cluster);
     site.cluster.switch_wal();
     let start = checkpoint(&site.cluster);
@@ -200,7 +201,7 @@ fn a_promotion_in_between_is_followed() {
 
 #[test]
 fn a_lost_or_damaged_segment_is_no_silence() {
-    let site = Site::start(builder(15));
+    let site = site_with_table(builder(15));
     let cluster = &site.cluster;
     let start = checkpoint(cluster);
     for id in [1, 700, 1400] {
@@ -257,7 +258,7 @@ fn a_lost_or_damaged_segment_is_no_silence() {
 /// PGDATA is set back to an older copy: the server writes other WAL at positions that are archived already.
 #[test]
 fn a_server_that_was_set_back_is_noticed() {
-    let mut site = Site::start(builder(15));
+    let mut site = site_with_table(builder(15));
     let start = checkpoint(&site.cluster);
     update(&site.cluster, 1);
     site.cluster.archive_now();
@@ -283,7 +284,7 @@ fn a_server_that_was_set_back_is_noticed() {
 
 #[test]
 fn minimal_wal_in_between_is_noticed() {
-    let mut site = Site::start(builder(15));
+    let mut site = site_with_table(builder(15));
     let start = checkpoint(&site.cluster);
     update(&site.cluster, 1);
     for (level, senders, mode) in [("minimal", "0", "off"), ("replica", "10", "on")] {

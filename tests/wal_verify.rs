@@ -6,26 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use support::archive::{Run, run};
+use support::archive::run;
 use support::postgres::installation::ServerUser;
 use support::postgres::{Cluster, ClusterBuilder, StopMode, copy_tree};
 use support::program::walhold;
-
-/// A cluster with segments of 1 MiB and a table.
-struct Site(support::site::Site);
-
-impl std::ops::Deref for Site {
-    type Target = support::site::Site;
-    fn deref(&self) -> &support::site::Site {
-        &self.0
-    }
-}
-
-impl std::ops::DerefMut for Site {
-    fn deref_mut(&mut self) -> &mut support::site::Site {
-        &mut self.0
-    }
-}
+use support::site::Site;
 
 fn builder() -> ClusterBuilder {
     Cluster::builder(15)
@@ -35,41 +20,42 @@ fn builder() -> ClusterBuilder {
         .setting("wal_keep_size", "1GB")
 }
 
-impl Site {
-    fn start() -> Site {
-        let site = Site(support::site::Site::archiving(builder()));
-        site.cluster.execute("CREATE TABLE t (i int)");
-        site
-    }
+/// A cluster with segments of 1 MiB and a table.
+fn site_with_table() -> Site {
+    let site = Site::archiving(builder());
+    site.cluster.execute("CREATE TABLE t (i int)");
+    site
+}
 
-    fn walhold_at(&self, cluster: &Cluster, arguments: &[&str]) -> Run {
-        run(self.command(arguments).envs(cluster.environment()))
-    }
-
-    fn back_up(&self) -> String {
-        let data = self.cluster.data_directory().display().to_string();
-        self.walhold(&["backup-push", "--full", "--pgdata", &data]).expect_success();
-        let list = self.walhold(&["backup-list", "--json"]);
-        let list: Value = serde_json::from_str(&list.stdout).expect("JSON");
-        list.as_array().and_then(|all| all.last()).expect("a backup")["id"]
-            .as_str()
-            .expect("an id")
-            .to_owned()
-    }
+trait Verified {
+    fn full_backup(&self) -> String;
 
     /// Some commits, archived; the segment that they are in.
+    fn work(&self) -> String;
+
+    /// The report; the status must fit.
+    fn verify(&self, arguments: &[&str]) -> Value;
+
+    fn verify_at(&self, cluster: &Cluster, arguments: &[&str]) -> Value;
+}
+
+impl Verified for Site {
+    fn full_backup(&self) -> String {
+        self.back_up_with(&["--full"])
+    }
+
     fn work(&self) -> String {
         self.cluster.execute("INSERT INTO t SELECT i FROM generate_series(1, 1000) i");
         self.cluster.archive_now()
     }
 
-    /// The report; the status must fit.
     fn verify(&self, arguments: &[&str]) -> Value {
         self.verify_at(&self.cluster, arguments)
     }
 
     fn verify_at(&self, cluster: &Cluster, arguments: &[&str]) -> Value {
-        let run = self.walhold_at(cluster, &[&["wal-verify", "--json"], arguments].concat());
+        let command = [&["wal-verify", "--json"], arguments].concat();
+        let run = run(self.command(&command).envs(cluster.environment()));
         let report: Value = serde_json::from_str(&run.stdout).unwrap_or_else(|e| panic!("{e}: {run:?}"));
         let healthy = report["healthy"].as_bool().expect("healthy");
         assert_eq!(run.status, Some(if healthy { 0 } else { 4 }), "{run:?}");
@@ -96,8 +82,8 @@ fn after(name: &str, number: u32) -> String {
 
 #[test]
 fn a_whole_archive_is_healthy() {
-    let site = Site::start();
-    let backup = site.back_up();
+    let site = site_with_table();
+    let backup = site.full_backup();
     let last = site.work();
     for arguments in [&[][..], &["--deep"], &["--offline"]] {
         let report = site.verify(arguments);
@@ -126,9 +112,9 @@ fn a_whole_archive_is_healthy() {
 
 #[test]
 fn a_gap_is_named_with_what_it_costs() {
-    let site = Site::start();
+    let site = site_with_table();
     let old = site.work();
-    let first = site.back_up();
+    let first = site.full_backup();
     let before = site.work();
     let commit = site.verify(&[])["systems"][0]["newest_commit"].clone();
     let (lost, lost_too, behind) = (site.work(), site.work(), site.work());
@@ -149,7 +135,7 @@ fn a_gap_is_named_with_what_it_costs() {
     assert_eq!(gap["cost"]["lost_until"], Value::Null);
     assert!(behind > lost_too);
     // From the next backup on everything can be reached again.
-    let second = site.back_up();
+    let second = site.full_backup();
     let report = site.verify(&[]);
     let gap = findings(&report)[0].clone();
     assert_eq!(gap["cost"]["backups_cut"], serde_json::json!([first]));
@@ -178,8 +164,8 @@ fn a_gap_is_named_with_what_it_costs() {
 
 #[test]
 fn damage_is_found_by_index_or_by_reading_everything() {
-    let site = Site::start();
-    let backup = site.back_up();
+    let site = site_with_table();
+    let backup = site.full_backup();
     let (name, _) = (site.work(), site.work());
     let object = site.stored(&name);
     let clean = fs::read(&object).expect("read the object");
@@ -211,8 +197,8 @@ fn damage_is_found_by_index_or_by_reading_everything() {
 /// PGDATA is set back to an older copy and goes on: other WAL under the same names.
 #[test]
 fn other_wal_under_the_same_names_does_not_fit() {
-    let mut site = Site::start();
-    site.back_up();
+    let mut site = site_with_table();
+    site.full_backup();
     site.cluster.stop(StopMode::Fast);
     let data = site.cluster.data_directory().to_path_buf();
     let copy = site.cluster.directory("copy").join("data");
@@ -244,8 +230,8 @@ fn other_wal_under_the_same_names_does_not_fit() {
 
 #[test]
 fn what_is_not_archived_yet_is_lag_and_a_failing_archiver_is_told() {
-    let site = Site::start();
-    site.back_up();
+    let site = site_with_table();
+    site.full_backup();
     site.work();
     site.cluster.configure("archive_command", "false");
     site.cluster.execute("SELECT pg_reload_conf()");
@@ -263,8 +249,8 @@ fn what_is_not_archived_yet_is_lag_and_a_failing_archiver_is_told() {
 
 #[test]
 fn another_server_and_one_that_does_not_archive_are_told() {
-    let site = Site::start();
-    site.back_up();
+    let site = site_with_table();
+    site.full_backup();
     site.work();
     let other = builder().start();
     let report = site.verify_at(&other, &[]);
@@ -280,8 +266,8 @@ fn another_server_and_one_that_does_not_archive_are_told() {
 
 #[test]
 fn continuity_goes_across_timelines() {
-    let site = Site::start();
-    let backup = site.back_up();
+    let site = site_with_table();
+    let backup = site.full_backup();
     let before = site.work();
     let mut standby = Cluster::standby_of(&site.cluster);
     let configuration = site.directory.join("walhold.toml").display().to_string();
@@ -322,8 +308,8 @@ fn continuity_goes_across_timelines() {
 
 #[test]
 fn a_backup_without_any_wal_and_two_objects_of_one_name_are_told() {
-    let site = Site::start();
-    site.back_up();
+    let site = site_with_table();
+    site.full_backup();
     let name = site.work();
     let object = site.stored(&name);
     // As a store leaves it that cannot refuse a second object: under the digest of what it holds.

@@ -66,8 +66,13 @@ impl Site {
     }
 
     pub fn back_up(&self) -> String {
+        self.back_up_with(&[])
+    }
+
+    /// A backup with these options; its id.
+    pub fn back_up_with(&self, options: &[&str]) -> String {
         let data = self.cluster.data_directory().display().to_string();
-        self.walhold(&["backup-push", "--pgdata", &data]).expect_success();
+        self.walhold(&[&["backup-push", "--pgdata", &data], options].concat()).expect_success();
         let list = self.walhold(&["backup-list", "--json"]);
         let list: serde_json::Value = serde_json::from_str(&list.stdout).expect("JSON");
         list.as_array().and_then(|all| all.last()).expect("a backup")["id"]
