@@ -12,6 +12,7 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use super::base64;
 use crate::error::Explain;
 use crate::exit_status::Cause;
 use crate::format::ObjectKey;
@@ -58,7 +59,7 @@ impl MasterKey {
         let digits_only = text.bytes().all(|b| b.is_ascii_hexdigit());
         // Base64 of 32 bytes has 43 or 44 characters, so even digits only are told from hexadecimal by length.
         let bytes =
-            if digits_only && text.len().is_multiple_of(2) { decode_hex(text) } else { decode_base64(text) };
+            if digits_only && text.len().is_multiple_of(2) { decode_hex(text) } else { base64::decode(text) };
         let bytes = bytes.ok_or(KeyError::Encoding)?;
         let key = <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| KeyError::Length(bytes.len()))?;
         Ok(MasterKey(Zeroizing::new(key)))
@@ -92,35 +93,6 @@ fn decode_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
         bytes.push((digit(high)? << 4 | digit(low)?) as u8);
     }
     Some(bytes)
-}
-
-/// RFC 4648 section 4, padding optional; bits that stand for nothing must be zero.
-fn decode_base64(text: &str) -> Option<Zeroizing<Vec<u8>>> {
-    let unpadded = text.trim_end_matches('=');
-    let padding = text.len() - unpadded.len();
-    if padding > 2 || (padding > 0 && !text.len().is_multiple_of(4)) {
-        return None;
-    }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(text.len()));
-    let (mut bits, mut count) = (0_u32, 0);
-    for character in unpadded.bytes() {
-        let value = match character {
-            b'A'..=b'Z' => character - b'A',
-            b'a'..=b'z' => character - b'a' + 26,
-            b'0'..=b'9' => character - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = (bits << 6 | u32::from(value)) & 0xFFFF;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    let left_over = bits & ((1 << count) - 1);
-    if count >= 6 || left_over != 0 { None } else { Some(bytes) }
 }
 
 /// A key that cannot be used.

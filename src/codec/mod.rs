@@ -3,6 +3,7 @@
 //! Blocking code on plain threads: CPU work never runs on an async executor, because there is none here.
 //! In: plaintext chunks and a [`Sealing`]. Out: an object in the envelope of [`crate::format::envelope`].
 
+pub(crate) mod base64;
 pub mod compress;
 mod crew;
 pub mod decode;

@@ -23,6 +23,7 @@ use object_store::client::{
 };
 use reqwest::header::{HeaderMap, HeaderValue, IF_NONE_MATCH};
 
+use crate::codec::base64;
 use crate::interrupt;
 
 /// How long a connection may take to come up.
@@ -328,29 +329,7 @@ fn reported_md5(headers: &HeaderMap) -> Option<[u8; 16]> {
     let google = headers.get_all("x-goog-hash").into_iter().filter_map(|value| value.to_str().ok());
     let google = google.flat_map(|value| value.split(',')).find_map(|hash| hash.trim().strip_prefix("md5="));
     let azure = headers.get("content-md5").and_then(|value| value.to_str().ok());
-    from_base64(google.or(azure)?).and_then(|bytes| bytes.try_into().ok())
-}
-
-fn from_base64(text: &str) -> Option<Vec<u8>> {
-    let text = text.trim_end_matches('=');
-    let mut bytes = Vec::with_capacity(text.len());
-    let (mut bits, mut held) = (0_u32, 0);
-    for byte in text.bytes() {
-        let digit = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        (bits, held) = (bits << 6 | u32::from(digit), held + 6);
-        if held >= 8 {
-            held -= 8;
-            bytes.push((bits >> held) as u8);
-        }
-    }
-    Some(bytes)
+    base64::decode(google.or(azure)?)?.as_slice().try_into().ok()
 }
 
 #[cfg(test)]
