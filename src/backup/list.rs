@@ -3,16 +3,13 @@
 //! What must hold: a manifest that cannot be read is told, never skipped. Order is time order by id: marks and store
 //! times play no part.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use super::BackupError;
 use super::marks::{self, Mark};
 use crate::codec::KeyRing;
 use crate::codec::decode::{
     DecodeError, Expected, ObjectTail, decode_object, decode_with_workers, read_tail,
 };
+use crate::fan_out;
 use crate::format::envelope::{ObjectFacts, ObjectKind};
 use crate::format::manifest::{BackupSummary, Manifest, PackEntry, PackScan};
 use crate::format::{BackupId, ClusterName, keys};
@@ -73,24 +70,12 @@ impl Catalogue<'_> {
         let manifests = self.manifests()?;
         let marks = marks::newest(self.repository, self.cluster)?;
         let systems = self.systems()?;
-        let next = AtomicUsize::new(0);
-        let listed = Mutex::new(Vec::with_capacity(manifests.len()));
-        std::thread::scope(|scope| {
-            for _ in 0..READERS.min(manifests.len()) {
-                scope.spawn(|| {
-                    while let Some((id, object)) = manifests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let backup = ListedBackup {
-                            id: id.clone(),
-                            permanent: marks.get(id) == Some(&Mark::Permanent),
-                            manifest_bytes: object.size,
-                            summary: self.read_summary(id, object, &systems),
-                        };
-                        listed.lock().unwrap_or_else(PoisonError::into_inner).push(backup);
-                    }
-                });
-            }
+        let mut listed = fan_out::map(&manifests, READERS, |(id, object)| ListedBackup {
+            id: id.clone(),
+            permanent: marks.get(id) == Some(&Mark::Permanent),
+            manifest_bytes: object.size,
+            summary: self.read_summary(id, object, &systems),
         });
-        let mut listed = listed.into_inner().unwrap_or_else(PoisonError::into_inner);
         listed.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(listed)
     }

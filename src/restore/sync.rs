@@ -9,12 +9,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::statfs;
 
 use super::error::RestoreError;
+use crate::fan_out;
 
 /// File systems that restored directories lie on, opened before anything is written to them.
 pub struct SyncedTrees {
@@ -114,21 +113,12 @@ fn sync_each(directory: &Path, jobs: usize) -> Result<(), RestoreError> {
         }
     }
     files.append(&mut directories);
-    let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.max(1) {
-            scope.spawn(|| {
-                while let Some(path) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(error) = File::open(path).and_then(|file| file.sync_all()) {
-                        let mut first = failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                        first.get_or_insert(RestoreError::local("sync", path, &error));
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+    fan_out::try_map(&files, jobs, |path| {
+        File::open(path)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| RestoreError::local("sync", path, &error))
+    })
+    .map(|_| ())
 }
 
 #[cfg(test)]

@@ -5,8 +5,6 @@
 //! the store failed is an error of the run, never a finding, and never passed over.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
@@ -202,35 +200,24 @@ impl DeepCheck<'_> {
     pub fn run(&self, items: &[(Item, StoredObject)]) -> Result<DeepResult, Failure> {
         let total: u64 = items.iter().map(|(_, object)| object.size).sum();
         let progress = Progress::new("verify", total);
-        let stop = AtomicBool::new(false);
-        let failure: Mutex<Option<Failure>> = Mutex::new(None);
-        let results = fan_out::map(items, self.jobs, |(item, object)| {
-            if stop.load(Ordering::Relaxed) || interrupt::requested().is_some() {
-                return None;
+        let read = |(item, object): &(Item, StoredObject)| -> Result<Option<String>, Failure> {
+            if interrupt::requested().is_some() {
+                return Ok(None);
             }
             if let Some(known) = self.journal.and_then(|journal| journal.result(object)) {
                 progress.add(object.size);
-                return Some(known);
+                return Ok(known);
             }
-            match self.problem_of(item, object) {
-                Ok(problem) => {
-                    if let Some(journal) = self.journal {
-                        journal.note(object, problem.as_deref());
-                    }
-                    progress.add(object.size);
-                    Some(problem)
-                }
-                Err(error) => {
-                    stop.store(true, Ordering::Relaxed);
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                    None
-                }
+            let problem = self.problem_of(item, object)?;
+            if let Some(journal) = self.journal {
+                journal.note(object, problem.as_deref());
             }
-        });
+            progress.add(object.size);
+            Ok(problem)
+        };
+        let results = fan_out::try_map(items, self.jobs, read);
         progress.finish();
-        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
-        }
+        let results = results?;
         if interrupt::requested().is_some() {
             return Err(Failure::new(Cause::Interrupted, "interrupted by a signal")
                 .with_hint("the same command goes on where this run was"));
@@ -239,7 +226,7 @@ impl DeepCheck<'_> {
         for ((item, object), problem) in items.iter().zip(results) {
             result.objects += 1;
             result.bytes += object.size;
-            if let Some(Some(problem)) = problem {
+            if let Some(problem) = problem {
                 result.found.push(Found { path: object.path.clone(), item: item.clone(), problem });
             }
         }

@@ -11,6 +11,7 @@ use crate::codec::KeyRing;
 use crate::codec::decode::{DecodeError, Expected, read_tail};
 use crate::error::Explain;
 use crate::exit_status::Cause;
+use crate::fan_out;
 use crate::format::envelope::ObjectFacts;
 use crate::format::wal_index::{RecordVerdict, WalIndex};
 use crate::format::{ClusterName, ObjectKey, keys};
@@ -446,16 +447,8 @@ type IndexRead = (WalSegmentName, Result<SegmentFacts, ShowError>);
 
 /// Reads indexes in parallel; the results are in the order of the segments.
 fn read_indexes(archive: &Archive<'_>, segments: &[&(WalSegmentName, StoredObject)]) -> Vec<IndexRead> {
-    let share = segments.len().div_ceil(INDEX_READERS).max(1);
-    let read = |part: &[&(WalSegmentName, StoredObject)]| -> Vec<IndexRead> {
-        let one = |(name, object): &(WalSegmentName, StoredObject)| {
-            (*name, read_index(archive.repository, archive.keys, archive.system, *name, object))
-        };
-        part.iter().map(|segment| one(segment)).collect()
-    };
-    std::thread::scope(|scope| {
-        let readers: Vec<_> = segments.chunks(share).map(|part| scope.spawn(move || read(part))).collect();
-        readers.into_iter().flat_map(|reader| reader.join().unwrap_or_default()).collect()
+    fan_out::map(segments, INDEX_READERS, |(name, object)| {
+        (*name, read_index(archive.repository, archive.keys, archive.system, *name, object))
     })
 }
 

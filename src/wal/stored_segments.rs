@@ -5,8 +5,6 @@
 //! place that recovery cannot pass.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use super::archive_view::ArchiveView;
 use super::scan::SegmentScanner;
@@ -217,32 +215,7 @@ impl<'a> StoredSegments<'a> {
 
     /// Many segments' indexes, in the order of the names.
     pub fn load_indexes(&self, names: &[WalSegmentName]) -> Result<Vec<LoadedIndex>, StoredSegmentsError> {
-        let next = AtomicUsize::new(0);
-        let failure = Mutex::new(None);
-        let loaded = Mutex::new(BTreeMap::new());
-        std::thread::scope(|scope| {
-            for _ in 0..READERS.min(names.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(name) = names.get(at) else { return };
-                        match self.load_index(*name) {
-                            Ok(index) => {
-                                loaded.lock().unwrap_or_else(PoisonError::into_inner).insert(at, index);
-                            }
-                            Err(error) => {
-                                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                                next.store(names.len(), Ordering::Relaxed);
-                            }
-                        }
-                    }
-                });
-            }
-        });
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(loaded.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()),
-        }
+        fan_out::try_map(names, READERS, |name| self.load_index(*name))
     }
 
     /// Reads a whole segment: its index and every commit and abort that begins in it and ends in it.

@@ -1,10 +1,8 @@
 //! Every object, decoded to its last byte.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-
 use super::{Finding, FindingKind, Obstacle, Question, SystemVerification, VerifyError};
 use crate::codec::decode::{DecodeError, Expected, decode_with_workers};
+use crate::fan_out;
 use crate::format::envelope::ObjectFacts;
 use crate::format::keys;
 use crate::pg::ArchiveFileName;
@@ -20,44 +18,33 @@ pub(super) fn check(
     let folder = keys::wal_folder(question.cluster, stored.of().system_identifier);
     let mut objects = question.repository.list(&folder)?;
     objects.sort_by(|one, other| one.path.cmp(&other.path));
-    let next = AtomicUsize::new(0);
-    let damaged: Mutex<Vec<(usize, ArchiveFileName, String)>> = Mutex::default();
-    let failure = Mutex::new(None);
-    let decoded = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..question.jobs.min(objects.len()) {
-            scope.spawn(|| {
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(object) = objects.get(at) else { return };
-                    let Ok(name) = object.key.name().parse::<ArchiveFileName>() else { continue };
-                    decoded.fetch_add(1, Ordering::Relaxed);
-                    match decode(question, stored, object, name) {
-                        Ok(()) => {}
-                        Err(
-                            error @ (DecodeError::Damaged { .. }
-                            | DecodeError::OtherObject { .. }
-                            | DecodeError::OtherCluster { .. }),
-                        ) => {
-                            let mut damaged = damaged.lock().unwrap_or_else(PoisonError::into_inner);
-                            damaged.push((at, name, error.to_string()));
-                        }
-                        Err(error) => {
-                            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                            next.store(objects.len(), Ordering::Relaxed);
-                        }
-                    }
-                }
-            });
-        }
-    });
-    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(StoredSegmentsError::from(error).into());
+    let named = |object: StoredObject| Some((object.key.name().parse::<ArchiveFileName>().ok()?, object));
+    let objects: Vec<(ArchiveFileName, StoredObject)> = objects.into_iter().filter_map(named).collect();
+    let problems = fan_out::try_map(&objects, question.jobs, |(name, object)| {
+        problem_of(question, stored, object, *name)
+    })
+    .map_err(StoredSegmentsError::from)?;
+    report.objects_decoded = objects.len() as u64;
+    let damaged = objects.iter().zip(problems).filter_map(|((name, _), problem)| Some((*name, problem?)));
+    Ok(damaged.filter_map(|(name, problem)| obstacle(stored, report, name, problem)).collect())
+}
+
+/// What is wrong with an object; an error if that could not be found out.
+fn problem_of(
+    question: &Question<'_>,
+    stored: &StoredSegments<'_>,
+    object: &StoredObject,
+    name: ArchiveFileName,
+) -> Result<Option<String>, DecodeError> {
+    match decode(question, stored, object, name) {
+        Ok(()) => Ok(None),
+        Err(
+            error @ (DecodeError::Damaged { .. }
+            | DecodeError::OtherObject { .. }
+            | DecodeError::OtherCluster { .. }),
+        ) => Ok(Some(error.to_string())),
+        Err(error) => Err(error),
     }
-    report.objects_decoded = decoded.into_inner() as u64;
-    let mut damaged = damaged.into_inner().unwrap_or_else(PoisonError::into_inner);
-    damaged.sort_by_key(|(at, _, _)| *at);
-    Ok(damaged.into_iter().filter_map(|(_, name, problem)| obstacle(stored, report, name, problem)).collect())
 }
 
 fn decode(
