@@ -498,6 +498,16 @@ pub enum DecodeError {
     },
 }
 
+impl DecodeError {
+    /// Whether it is the object that is wrong, not the way to it, a key, or where its bytes go.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            DecodeError::Damaged { .. } | DecodeError::OtherObject { .. } | DecodeError::OtherCluster { .. }
+        )
+    }
+}
+
 impl Explain for DecodeError {
     fn exit_cause(&self) -> Cause {
         match self {

@@ -153,7 +153,7 @@ impl<'a> StoredSegments<'a> {
         match read {
             Ok(()) => Ok(TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text))
                 .map_err(|error| error.to_string())),
-            Err(error) if is_damage(&error) => Ok(Err(error.to_string())),
+            Err(error) if error.is_damage() => Ok(Err(error.to_string())),
             Err(error) => Err(error.into()),
         }
     }
@@ -199,7 +199,7 @@ impl<'a> StoredSegments<'a> {
         let expected = Expected { facts: &facts, key: &object.key };
         let tail = match read_tail(&source, &expected, self.keys) {
             Ok(tail) => tail,
-            Err(error) if is_damage(&error) => {
+            Err(error) if error.is_damage() => {
                 return Ok(LoadedIndex { index: self.unreadable(name, error.to_string()), read_whole: None });
             }
             Err(error) => return Err(error.into()),
@@ -241,7 +241,7 @@ impl<'a> StoredSegments<'a> {
         match (read, scanner) {
             (Ok(()), Some(scanner)) => Ok((scanner.finish(), ends)),
             (Ok(()), None) => Ok((self.unreadable(name, problem.unwrap_or_default()), Vec::new())),
-            (Err(error), _) if is_damage(&error) => {
+            (Err(error), _) if error.is_damage() => {
                 Ok((self.unreadable(name, error.to_string()), Vec::new()))
             }
             (Err(error), _) => Err(error.into()),
@@ -262,13 +262,6 @@ impl<'a> StoredSegments<'a> {
 }
 
 /// Whether recovery would fail on this object too, whatever is configured.
-fn is_damage(error: &DecodeError) -> bool {
-    matches!(
-        error,
-        DecodeError::Damaged { .. } | DecodeError::OtherObject { .. } | DecodeError::OtherCluster { .. }
-    )
-}
-
 /// Why the archive could not be read. Damage is no error here: it is what a segment holds.
 #[derive(Debug, thiserror::Error)]
 pub enum StoredSegmentsError {

@@ -38,11 +38,7 @@ fn problem_of(
 ) -> Result<Option<String>, DecodeError> {
     match decode(question, stored, object, name) {
         Ok(()) => Ok(None),
-        Err(
-            error @ (DecodeError::Damaged { .. }
-            | DecodeError::OtherObject { .. }
-            | DecodeError::OtherCluster { .. }),
-        ) => Ok(Some(error.to_string())),
+        Err(error) if error.is_damage() => Ok(Some(error.to_string())),
         Err(error) => Err(error),
     }
 }
