@@ -347,6 +347,29 @@ fn it_answers_at_the_socket_that_systemd_made() {
 }
 
 #[test]
+fn an_upload_that_hangs_is_left_to_its_asker_when_it_ends() {
+    let files = small_files();
+    let Cloud { server: _server, proxy, mut archive } = cloud(files);
+    archive.set("WALHOLD_WAL_PUSH_DEADLINE", "60s");
+    let agent = Agent::start(&archive);
+    let segment = files.segment(0);
+    archive.offer(segment, files.bytes(segment));
+    proxy.set_matching(segment, 1, Fault::HoldAnswer);
+    std::thread::scope(|scope| {
+        let asker = scope.spawn(|| push(&archive, segment));
+        agent.wait_for("the upload", || proxy.held() == 1);
+        agent.signal(Signal::SIGTERM);
+        let (code, said) = agent.end();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(!said.contains("cut off"), "{said}");
+        let run = asker.join().expect("push");
+        run.expect_success();
+        assert!(run.stderr.contains("without the agent: ") && run.stderr.contains("interrupted"), "{run:?}");
+    });
+    is_stored(&archive, segment, files.bytes(segment));
+}
+
+#[test]
 fn an_outage_is_told_and_a_repository_that_changed_gets_no_acknowledgement() {
     let files = small_files();
     let Cloud { server, proxy, mut archive } = cloud(files);

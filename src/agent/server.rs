@@ -1,7 +1,7 @@
 //! Listens, answers, and ends in good order.
 //!
-//! In: connections of this user and of root. Out: answers. What must hold: one agent per socket (a lock beside it); a socket that only its owner may use; SIGTERM lets what was asked be finished within
-//! ten seconds, then everybody else goes on without the agent.
+//! In: connections of this user and of root. Out: answers. What must hold: one agent per socket (a lock beside it); a socket that only its owner may use; after SIGTERM a
+//! request to the store has a second left, what is not done by then is left to its asker, and after ten seconds the agent ends in any case.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
