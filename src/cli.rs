@@ -266,7 +266,9 @@ fn usage_failure(error: &clap::Error) -> Failure {
     let rendered = error.render().to_string();
     let paragraph = rendered.split("\n\n").next().unwrap_or_default();
     let message = paragraph.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
-    let tip = rendered.lines().find_map(|line| line.trim_start().strip_prefix("tip: "));
+    // How a value that looks like a flag is passed helps nobody here: no value does.
+    let mut tips = rendered.lines().filter_map(|line| line.trim_start().strip_prefix("tip: "));
+    let tip = tips.find(|tip| !tip.starts_with("to pass "));
     let usage = rendered.lines().find_map(|line| line.strip_prefix("Usage: "));
     let hint = match (tip, usage) {
         (Some(tip), _) => tip.to_owned(),

@@ -128,6 +128,10 @@ fn usage_errors_to_the_letter() {
             "unexpected argument '--jsn' found  HINT: a similar argument exists: '--json'",
         ),
         (
+            vec!["backup-mark", "--pin", "latest"],
+            "unexpected argument '--pin' found  HINT: usage: walhold backup-mark [OPTIONS] <--permanent|--impermanent> <ID>",
+        ),
+        (
             vec!["wal-push"],
             "the following required arguments were not provided: <PATH>  HINT: usage: walhold wal-push <PATH>",
         ),
