@@ -79,10 +79,13 @@ impl Progress {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Ends the work and says in one line how much it was and how long it took.
+    /// Ends the work and says in one line how much it was and how long it took, if there was any.
     pub fn finish(self) {
         let (title, done, elapsed) = (self.title.clone(), self.done(), self.started.elapsed());
         drop(self);
+        if done == 0 {
+            return;
+        }
         let rate = human_size(rate(done, elapsed));
         tracing::info!("{title}: {} in {}, {rate}/s", human_size(done), human_duration(elapsed));
     }
