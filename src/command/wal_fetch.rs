@@ -68,34 +68,15 @@ fn fetch(
         tracing::info!("fetched {name}, which was ready");
         return Ok(Outcome::Done);
     }
-    let fetched = match ask_the_agent(name, args, config, server, deadline)? {
-        Some(fetched) => fetched,
+    let outcome = match ask_the_agent(name, args, config, server, deadline)? {
+        Some(outcome) => outcome,
         None => fetch_directly(name, args, config, server, deadline)?,
     };
-    match fetched {
-        Fetch::Delivered => {
-            if let Some(segment) = ahead.filter(|_| window == Delivery::NoWindow && config.wal.prefetch > 0) {
-                start_worker(config, server, &parent_of(&args.destination), segment);
-            }
-            Ok(Outcome::Done)
-        }
-        Fetch::Absent { later: None } => {
-            tracing::info!("{name} is not in the archive");
-            Ok(Outcome::Absent)
-        }
-        Fetch::Absent { later: Some(later) } => {
-            tracing::warn!(
-                "{name} is missing from the archive, although {later} is there; wal.allow_gap lets recovery end here"
-            );
-            Ok(Outcome::Absent)
-        }
+    let wants_window = window == Delivery::NoWindow && config.wal.prefetch > 0;
+    if let Some(segment) = ahead.filter(|_| outcome == Outcome::Done && wants_window) {
+        start_worker(config, server, &parent_of(&args.destination), segment);
     }
-}
-
-/// How a fetch ended, whoever did it.
-enum Fetch {
-    Delivered,
-    Absent { later: Option<WalSegmentName> },
+    Ok(outcome)
 }
 
 /// `None` if there is no agent that can.
@@ -105,7 +86,7 @@ fn ask_the_agent(
     config: &Config,
     server: &ServerDirectory,
     deadline: Instant,
-) -> Result<Option<Fetch>, Failure> {
+) -> Result<Option<Outcome>, Failure> {
     let asked = AgentFetch {
         name,
         destination: &args.destination,
@@ -116,9 +97,9 @@ fn ask_the_agent(
     Ok(match fetch_through_agent(config, &asked)? {
         Some(AgentFetched::Delivered { stored_length }) => {
             tracing::info!("fetched {name} by the agent: from {stored_length} bytes");
-            Some(Fetch::Delivered)
+            Some(Outcome::Done)
         }
-        Some(AgentFetched::Absent { later }) => Some(Fetch::Absent { later }),
+        Some(AgentFetched::Absent { later }) => Some(absent(name, later)),
         None => None,
     })
 }
@@ -129,7 +110,7 @@ fn fetch_directly(
     config: &Config,
     server: &ServerDirectory,
     deadline: Instant,
-) -> Result<Fetch, Failure> {
+) -> Result<Outcome, Failure> {
     let keys = config.key_ring()?;
     let repository = Repository::open(&config.repository, Patience::Until(deadline))?;
     let archive = Archive {
@@ -148,11 +129,22 @@ fn fetch_directly(
     Ok(match fetch_file(&archive, &request)? {
         Fetched::Delivered(tail) => {
             tracing::info!("fetched {name}: {} bytes from {}", tail.plaintext_length, tail.stored_length);
-            Fetch::Delivered
+            Outcome::Done
         }
-        Fetched::Absent => Fetch::Absent { later: None },
-        Fetched::AllowedGap { later } => Fetch::Absent { later: Some(later) },
+        Fetched::Absent => absent(name, None),
+        Fetched::AllowedGap { later } => absent(name, Some(later)),
     })
+}
+
+/// Says why there is no such file: `later` is stored where the operator allows a gap.
+fn absent(name: ArchiveFileName, later: Option<WalSegmentName>) -> Outcome {
+    match later {
+        None => tracing::info!("{name} is not in the archive"),
+        Some(later) => tracing::warn!(
+            "{name} is missing from the archive, although {later} is there; wal.allow_gap lets recovery end here"
+        ),
+    }
+    Outcome::Absent
 }
 
 /// The segment, if it is a server that asks for it, in recovery, and others will follow.
