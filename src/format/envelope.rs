@@ -150,6 +150,14 @@ fn damaged(problem: impl Into<String>) -> EnvelopeError {
     EnvelopeError::Damaged(problem.into())
 }
 
+fn check_version(version: u16) -> Result<(), EnvelopeError> {
+    match version {
+        VERSION => Ok(()),
+        version if version > VERSION => Err(EnvelopeError::NewerVersion(version)),
+        version => Err(damaged(format!("unknown format version {version}"))),
+    }
+}
+
 /// The bytes at a fixed place; parsers below never index.
 fn array<const N: usize>(bytes: &[u8], offset: usize) -> Result<[u8; N], EnvelopeError> {
     let field = bytes.get(offset..).and_then(|rest| rest.first_chunk::<N>());
@@ -273,11 +281,7 @@ impl Header {
         if u32_at(bytes, crc_offset)? != crc32fast::hash(content) {
             return Err(damaged("the header's checksum is wrong"));
         }
-        match u16_at(bytes, 16)? {
-            VERSION => {}
-            version if version > VERSION => return Err(EnvelopeError::NewerVersion(version)),
-            version => return Err(damaged(format!("unknown format version {version}"))),
-        }
+        check_version(u16_at(bytes, 16)?)?;
         let header = Header::parse_fields(content)?;
         // Whatever this encoding has no room for (reserved bytes, a salt without a cipher) must not be there.
         if header.encode().as_deref() != Some(bytes) {
@@ -478,11 +482,7 @@ impl Footer {
         if u32_at(bytes, 108)? != crc32fast::hash(&bytes[..108]) {
             return Err(damaged("the footer's checksum is wrong"));
         }
-        match u16_at(bytes, 16)? {
-            VERSION => {}
-            version if version > VERSION => return Err(EnvelopeError::NewerVersion(version)),
-            version => return Err(damaged(format!("unknown format version {version}"))),
-        }
+        check_version(u16_at(bytes, 16)?)?;
         let footer = Footer {
             chunk_count: u32_at(bytes, 20)?,
             index_offset: u64_at(bytes, 24)?,
