@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::{LIST_LIMIT, TransactionEnd};
+use super::{TransactionEnd, push_limited};
 use crate::pg::wal_event::Outcome;
 use crate::pg::wal_record::RelFileLocator;
 use crate::pg::wal_storage::StorageChange;
@@ -94,17 +94,18 @@ impl FileEvents {
             StorageChange::Removed { relations, outcome: Outcome::Committed } => {
                 end.is_some_and(|end| self.add_removal(lsn, end, relations))
             }
-            StorageChange::DatabaseDropped { database, tablespaces } => {
-                push(&mut self.databases, DatabaseRemoval { lsn, xid, database, tablespaces, time: None })
-            }
+            StorageChange::DatabaseDropped { database, tablespaces } => push_limited(
+                &mut self.databases,
+                DatabaseRemoval { lsn, xid, database, tablespaces, time: None },
+            ),
             StorageChange::TablespaceCreated { tablespace, path } => {
                 let path = String::from_utf8_lossy(&path).into_owned();
                 let kind = TablespaceEventKind::Created { path };
-                push(&mut self.tablespaces, TablespaceEvent { lsn, xid, tablespace, kind })
+                push_limited(&mut self.tablespaces, TablespaceEvent { lsn, xid, tablespace, kind })
             }
             StorageChange::TablespaceDropped { tablespace } => {
                 let kind = TablespaceEventKind::Dropped;
-                push(&mut self.tablespaces, TablespaceEvent { lsn, xid, tablespace, kind })
+                push_limited(&mut self.tablespaces, TablespaceEvent { lsn, xid, tablespace, kind })
             }
             StorageChange::Created { .. }
             | StorageChange::Truncated { .. }
@@ -117,7 +118,7 @@ impl FileEvents {
         let named: usize = self.removals.iter().map(|removal| removal.relations.len()).sum();
         let count = relations.len() as u64;
         relations.truncate(REMOVED_LIMIT.saturating_sub(named));
-        push(&mut self.removals, Removal { lsn, xid: end.xid, time: end.time, count, relations })
+        push_limited(&mut self.removals, Removal { lsn, xid: end.xid, time: end.time, count, relations })
     }
 
     /// A transaction ended: databases that it dropped are gone since then.
@@ -128,12 +129,4 @@ impl FileEvents {
             own.for_each(|removal| removal.time = Some(end.time));
         }
     }
-}
-
-fn push<T>(list: &mut Vec<T>, item: T) -> bool {
-    let room = list.len() < LIST_LIMIT;
-    if room {
-        list.push(item);
-    }
-    room
 }
