@@ -29,12 +29,11 @@ use super::cloud::{CloudStore, STALL, STALL_OF_COPY};
 use super::cloud_error::{classify, is_absent};
 use super::connect::Provider;
 use super::directory_publish::RawPublished;
-use super::naming::TEMPORARY_FOLDER;
+use super::naming::{TEMPORARY_FOLDER, random_hex};
 use super::retry::{Failed, Retries, retried};
 use super::transport::{Extra, Fault, Seen, watched};
 use super::upload_buffer::Buffer;
 use super::{Naming, Patience, RepositoryError};
-use crate::format::digest::to_hex;
 use crate::format::marker::CreateOnly;
 
 /// What S3 and Google take as the smallest part of a multipart upload.
@@ -553,11 +552,5 @@ fn md5_of(payload: &PutPayload) -> [u8; 16] {
 }
 
 fn temporary_path(key: &str) -> Result<String, RepositoryError> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|error| RepositoryError::Damaged {
-        verb: "publish",
-        key: key.to_owned(),
-        problem: format!("the system gives no randomness: {error}"),
-    })?;
-    Ok(format!("{TEMPORARY_FOLDER}/{}", to_hex(&random)))
+    Ok(format!("{TEMPORARY_FOLDER}/{}", random_hex("publish", key)?))
 }

@@ -6,7 +6,8 @@
 //! 4. write the marker, unless somebody was faster
 
 use super::directory::{DirectoryStore, MarkerRule, classify, foreign_name};
-use super::probe::{probe, random_hex};
+use super::naming::random_hex;
+use super::probe::probe;
 use super::retry::retried;
 use super::store::Store;
 use super::{Patience, RepositoryError, RepositorySettings, connect, read};
@@ -63,7 +64,7 @@ fn write_marker(
     let key = keys::marker();
     let marker = Marker {
         format_version: FORMAT_VERSION,
-        repository_id: random_hex(key.as_str())?,
+        repository_id: random_hex("init", key.as_str())?,
         // Seconds are enough for people, and read better.
         created: jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default(),
         create_only,

@@ -3,7 +3,8 @@
 //! Where a store replaces silently, a key that could conflict is followed by `.` and the 32 hexadecimal digits of the
 //! plaintext's short digest: another content then has another path, and nothing can be replaced.
 
-use super::{Naming, StoredObject};
+use super::{Naming, RepositoryError, StoredObject};
+use crate::format::digest::to_hex;
 use crate::format::marker::CreateOnly;
 use crate::format::{Digest, ObjectKey};
 
@@ -78,6 +79,17 @@ impl RawObject {
     pub(super) fn known_as(self, key: &ObjectKey) -> StoredObject {
         StoredObject { key: key.clone(), path: self.path, size: self.size, modified: self.modified }
     }
+}
+
+/// 32 random hexadecimal digits, for a name that nobody else takes; the error is that of `verb`.
+pub(super) fn random_hex(verb: &'static str, key: &str) -> Result<String, RepositoryError> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| RepositoryError::Damaged {
+        verb,
+        key: key.to_owned(),
+        problem: format!("the system gives no randomness: {error}"),
+    })?;
+    Ok(to_hex(&random))
 }
 
 #[cfg(test)]

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::directory_publish::RawPublished;
-use super::naming::TEMPORARY_FOLDER;
+use super::naming::{TEMPORARY_FOLDER, random_hex};
 use super::store::Store;
 use super::{Patience, Repository, RepositoryError};
-use crate::format::digest::to_hex;
 use crate::format::keys;
 use crate::format::marker::CreateOnly;
 
@@ -84,7 +83,7 @@ pub(super) fn probe(store: &Store, patience: Patience) -> Result<CreateOnly, Rep
 }
 
 fn probe_path() -> Result<String, RepositoryError> {
-    Ok(format!("{TEMPORARY_FOLDER}/probe-{}", random_hex(keys::marker().as_str())?))
+    Ok(format!("{TEMPORARY_FOLDER}/probe-{}", random_hex("init", keys::marker().as_str())?))
 }
 
 fn delete(store: &Store, path: &str, patience: Patience) -> Result<(), RepositoryError> {
@@ -145,15 +144,4 @@ fn expect_content(
 
 fn lies(path: &str, problem: &str) -> RepositoryError {
     RepositoryError::Damaged { verb: "probe", key: path.to_owned(), problem: problem.to_owned() }
-}
-
-/// 32 random hexadecimal digits.
-pub(super) fn random_hex(key: &str) -> Result<String, RepositoryError> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|error| RepositoryError::Damaged {
-        verb: "init",
-        key: key.to_owned(),
-        problem: format!("the system gives no randomness: {error}"),
-    })?;
-    Ok(to_hex(&random))
 }
