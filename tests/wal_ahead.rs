@@ -12,7 +12,7 @@ use support::cloud::Cloud;
 use support::fault_proxy::Fault;
 use support::postgres::Cluster;
 use support::postgres::installation::ServerUser;
-use support::program::walhold;
+use support::site::Site;
 use support::stores::Conditions;
 use support::wal_files::{WalFiles, default_files, small_files};
 
@@ -365,21 +365,11 @@ fn memory_stays_bounded_however_much_waits() {
 
 #[test]
 fn postgresql_archives_a_backlog_and_recovers_from_it() {
-    let mut cluster = Cluster::builder(15).wal_segment_mib(1).create();
-    let directory = cluster.directory("walhold");
-    let repository = format!("file://{}/repository", directory.display());
-    let state = directory.join("state").display().to_string();
-    let environment = [("WALHOLD_REPOSITORY", repository.as_str()), ("WALHOLD_STATE_DIR", state.as_str())];
-    let run = |arguments: &[&str]| {
-        let mut command = support::program::walhold_command();
-        let output = command.envs(environment).args(arguments).output().expect("run walhold");
-        assert!(output.status.success(), "{}", support::program::describe(&output));
-    };
-    run(&["init"]);
-    cluster.archive_with(walhold(), &environment);
-    cluster.configure("archive_command", "false");
-    cluster.start();
-    let data = cluster.data_directory().display().to_string();
+    let mut site = Site::archiving(Cluster::builder(15).wal_segment_mib(1));
+    let command = site.cluster.value("SHOW archive_command");
+    site.cluster.configure("archive_command", "false");
+    site.cluster.restart();
+    let cluster = &site.cluster;
     cluster.execute("CREATE TABLE t AS SELECT i, md5(i::text) AS word FROM generate_series(1, 200000) i");
     for _ in 0..5 {
         cluster.execute("UPDATE t SET word = md5(word) WHERE i % 3 = 0; SELECT pg_switch_wal()");
@@ -389,29 +379,18 @@ fn postgresql_archives_a_backlog_and_recovers_from_it() {
         .parse()
         .unwrap();
     assert!(waiting > 40, "only {waiting} segments wait");
-    cluster.archive_with(walhold(), &environment);
+    cluster.configure("archive_command", &command);
     cluster.execute("SELECT pg_reload_conf()");
     let begun = Instant::now();
     cluster.archive_now();
     println!("{waiting} segments in {:?}", begun.elapsed());
     assert!(cluster.log().contains("was archived ahead by an earlier call"), "{}", cluster.log_tail());
 
-    let mut backup = support::program::walhold_command();
-    let output = backup
-        .envs(cluster.environment())
-        .envs(environment)
-        .args(["backup-push", "--pgdata", &data])
-        .output()
-        .expect("back up");
-    assert!(output.status.success(), "{}", support::program::describe(&output));
+    site.back_up();
     cluster.execute("UPDATE t SET word = md5(word); SELECT pg_switch_wal()");
     cluster.archive_now();
     let expected = cluster.row_digest("postgres");
-    let copy = cluster.directory("copy").join("data");
-    run(&["restore", "--clone", "--pgdata", &copy.display().to_string()]);
-    let mut copy = Cluster::from_data_directory(15, &copy);
-    copy.start();
-    copy.wait_promoted();
+    let copy = site.recover("copy", &[]);
     assert_eq!(copy.row_digest("postgres"), expected);
 }
 

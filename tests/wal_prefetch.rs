@@ -15,7 +15,7 @@ use support::cloud::Cloud;
 use support::fault_proxy::Fault;
 use support::postgres::installation::ServerUser;
 use support::postgres::{Cluster, StopMode};
-use support::program::{describe, walhold, walhold_command};
+use support::site::Site;
 use support::stores::Conditions;
 use support::wal_files::small_files;
 
@@ -367,62 +367,21 @@ fn an_outage_is_still_no_absence() {
     }
 }
 
-/// A server, its repository and its state.
-struct Server {
-    cluster: Cluster,
-    directory: PathBuf,
+/// A server that archives, with a table and a backup.
+fn server(major: u32, segment_mib: u32) -> Site {
+    let server = Site::archiving(Cluster::builder(major).wal_segment_mib(segment_mib));
+    server.cluster.execute("CREATE TABLE t (i int, word text)");
+    server.back_up();
+    server
 }
 
-impl Server {
-    fn start(major: u32, segment_mib: u32) -> Server {
-        let cluster = Cluster::builder(major).wal_segment_mib(segment_mib).create();
-        let directory = cluster.directory("walhold");
-        let mut this = Server { cluster, directory };
-        let environment = this.environment();
-        this.walhold(&["init"]);
-        let pairs: Vec<(&str, &str)> = environment.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-        this.cluster.archive_with(walhold(), &pairs);
-        this.cluster.start();
-        this
+fn write_segments(server: &Site, count: u32) {
+    for _ in 0..count {
+        server.cluster.execute(
+            "INSERT INTO t SELECT i, md5(random()::text) FROM generate_series(1, 3000) i; SELECT pg_switch_wal()",
+        );
     }
-
-    fn environment(&self) -> Vec<(String, String)> {
-        vec![
-            ("WALHOLD_REPOSITORY".to_owned(), format!("file://{}/repository", self.directory.display())),
-            ("WALHOLD_STATE_DIR".to_owned(), self.directory.join("state").display().to_string()),
-        ]
-    }
-
-    fn walhold(&self, arguments: &[&str]) {
-        let mut command = walhold_command();
-        command.envs(self.cluster.environment()).envs(self.environment()).args(arguments);
-        let output = command.output().expect("run walhold");
-        assert!(output.status.success(), "walhold {arguments:?}: {}", describe(&output));
-    }
-
-    fn back_up(&self) {
-        let data = self.cluster.data_directory().display().to_string();
-        self.walhold(&["backup-push", "--pgdata", &data]);
-    }
-
-    fn write_segments(&self, count: u32) {
-        for _ in 0..count {
-            self.cluster.execute(
-                "INSERT INTO t SELECT i, md5(random()::text) FROM generate_series(1, 3000) i; SELECT pg_switch_wal()",
-            );
-        }
-        self.cluster.archive_now();
-    }
-
-    fn recover(&self, name: &str, arguments: &[&str]) -> Cluster {
-        let data = self.cluster.directory(name).join("data");
-        let data_text = data.display().to_string();
-        self.walhold(&[&["restore", "--clone", "--pgdata", &data_text], arguments].concat());
-        let mut copy = Cluster::from_data_directory(self.cluster.major(), &data);
-        copy.start();
-        copy.wait_promoted();
-        copy
-    }
+    server.cluster.archive_now();
 }
 
 #[track_caller]
@@ -441,19 +400,17 @@ fn left_nothing(copy: &Cluster, least_ready: usize) {
 }
 
 fn recovery_across_timelines(major: u32, segment_mib: u32) {
-    let mut server = Server::start(major, segment_mib);
-    server.cluster.execute("CREATE TABLE t (i int, word text)");
-    server.back_up();
-    server.write_segments(12);
+    let mut server = server(major, segment_mib);
+    write_segments(&server, 12);
     // In place, onto timeline 2.
     server.cluster.stop(StopMode::Fast);
     let data = server.cluster.data_directory().to_owned();
     fs::rename(&data, data.with_extension("broken")).unwrap();
-    server.walhold(&["restore", "--pgdata", &data.display().to_string()]);
+    server.restore(&data, &[]).expect_success();
     server.cluster.start();
     server.cluster.wait_promoted();
     left_nothing(&server.cluster, 3);
-    server.write_segments(12);
+    write_segments(&server, 12);
     let expected = server.cluster.row_digest("postgres");
     let copy = server.recover("copy", &[]);
     assert_eq!(copy.row_digest("postgres"), expected);
@@ -472,24 +429,22 @@ fn a_recovery_across_timelines_with_segments_of_16_mib() {
 
 #[test]
 fn a_standby_follows_the_archive_and_its_restart() {
-    let mut server = Server::start(17, 1);
-    server.cluster.execute("CREATE TABLE t (i int, word text)");
-    server.back_up();
-    server.write_segments(10);
-    let data = server.cluster.directory("standby").join("data");
-    server.walhold(&["restore", "--standby", "--pgdata", &data.display().to_string()]);
+    let mut server = server(17, 1);
+    write_segments(&server, 10);
+    let data = server.target("standby");
+    server.restore(&data, &["--standby"]).expect_success();
     let mut standby = Cluster::from_data_directory(17, &data);
     standby.configure("wal_retrieve_retry_interval", "200ms");
     standby.start();
-    let caught_up = |standby: &Cluster, server: &Server| {
+    let caught_up = |standby: &Cluster, server: &Site| {
         let count = server.cluster.value("SELECT count(*) FROM t");
         standby.wait_for("the rows", &format!("SELECT count(*) >= {count} FROM t"));
     };
     caught_up(&standby, &server);
-    server.write_segments(10);
+    write_segments(&server, 10);
     caught_up(&standby, &server);
     standby.kill9();
-    server.write_segments(10);
+    write_segments(&server, 10);
     standby.start();
     caught_up(&standby, &server);
     standby.promote();

@@ -104,6 +104,16 @@ impl Site {
         self.walhold(&[&["restore", "--pgdata", &directory], arguments].concat())
     }
 
+    /// A clone of its own, recovered and promoted.
+    pub fn recover(&self, name: &str, arguments: &[&str]) -> Cluster {
+        let target = self.target(name);
+        self.restore(&target, &[&["--clone"], arguments].concat()).expect_success();
+        let mut copy = Cluster::from_data_directory(self.cluster.major(), &target);
+        copy.start();
+        copy.wait_promoted();
+        copy
+    }
+
     /// Asserts that this is refused with these words, and that nothing was written.
     #[track_caller]
     pub fn refuses(&self, arguments: &[&str], line: &str) {
