@@ -12,7 +12,7 @@ use crate::codec::Sealing;
 use crate::codec::encode::{ChunkLocation, ObjectWriter};
 use crate::format::digest::ShortDigest;
 use crate::format::envelope::{MAX_CHUNK_SIZE, ObjectFacts, ObjectKind};
-use crate::format::manifest::PackEntry;
+use crate::format::manifest::{Digested, PackEntry, RangeSource};
 use crate::format::pack_contents::ContentsWriter;
 use crate::format::{BackupId, ClusterName, ObjectKey, keys};
 use crate::local::kill_point::{kill_point, test_number};
@@ -61,10 +61,26 @@ struct OpenPack<'a> {
 /// Where a chunk lies.
 #[derive(Clone, Copy, Debug)]
 pub struct StoredChunk {
-    /// The pack's number, which is also its index in the manifest: packs of a base come behind.
+    /// The pack: its index among those that the one who says so has. A backup's own packs are counted by their numbers, and
+    /// come first in its manifest.
     pub pack: u32,
     /// Where in the pack.
     pub location: ChunkLocation,
+}
+
+impl StoredChunk {
+    /// As the source of a range that is `length` bytes of the chunk from `within` on, whose digest this is.
+    pub fn source(&self, within: u32, length: u32, digest: ShortDigest) -> RangeSource {
+        RangeSource::Chunk {
+            pack: self.pack,
+            number: self.location.number,
+            offset: self.location.offset,
+            stored_length: self.location.stored_length,
+            plaintext_length: self.location.plaintext_length,
+            within,
+            digested: Digested { within, length, digest },
+        }
+    }
 }
 
 /// One job's packs.

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::pack_writer::StoredChunk;
 use super::tombstone::Tombstone;
 use super::{BackupError, BackupRequest};
 use crate::codec::decode::{ChunkOpener, Expected, PackFacts, read_tail};
@@ -19,7 +20,7 @@ use crate::codec::encode::ChunkLocation;
 use crate::fan_out;
 use crate::format::digest::ShortDigest;
 use crate::format::envelope::{ObjectFacts, ObjectKind};
-use crate::format::manifest::{Digested, Manifest, PackEntry, RangeSource};
+use crate::format::manifest::{Manifest, PackEntry, RangeSource};
 use crate::format::pack_contents::{self, StoredPart};
 use crate::format::{BackupId, keys};
 use crate::pg::{SystemIdentifier, WalSegmentSize};
@@ -40,15 +41,9 @@ pub struct StoredParts {
     facts: Vec<PackFacts>,
     /// Packs that turned out not to hold what they say.
     broken: Vec<AtomicBool>,
-    chunks: Vec<Chunk>,
+    chunks: Vec<StoredChunk>,
     /// In the order of their digests.
     parts: Vec<Part>,
-}
-
-#[derive(Clone, Copy)]
-struct Chunk {
-    pack: u32,
-    location: ChunkLocation,
 }
 
 #[derive(Clone, Copy)]
@@ -162,7 +157,7 @@ impl StoredParts {
         let mut all = StoredParts::default();
         for end in ends {
             let (pack, first) = (all.packs.len() as u32, all.chunks.len() as u32);
-            all.chunks.extend(end.chunks.into_iter().map(|location| Chunk { pack, location }));
+            all.chunks.extend(end.chunks.into_iter().map(|location| StoredChunk { pack, location }));
             all.parts.extend(end.parts.into_iter().map(|part| Part {
                 digest: part.digest,
                 length: part.length,
@@ -202,7 +197,7 @@ impl StoredParts {
         self.parts.is_empty()
     }
 
-    fn parts_of(&self, length: u32, digest: ShortDigest) -> impl Iterator<Item = (Part, Chunk)> + '_ {
+    fn parts_of(&self, length: u32, digest: ShortDigest) -> impl Iterator<Item = (Part, StoredChunk)> + '_ {
         let first = self.parts.partition_point(|part| (part.digest, part.length) < (digest, length));
         let equal = self.parts.get(first..).unwrap_or_default().iter();
         let equal = equal.take_while(move |part| (part.digest, part.length) == (digest, length));
@@ -253,24 +248,13 @@ impl<'a> Finder<'a> {
                 }
                 continue;
             }
-            let ChunkLocation { number, offset, stored_length, plaintext_length } = chunk.location;
-            let within = part.within;
-            let digested = Digested { within, length, digest };
-            return Some(RangeSource::Chunk {
-                pack: chunk.pack,
-                number,
-                offset,
-                stored_length,
-                plaintext_length,
-                within,
-                digested,
-            });
+            return Some(chunk.source(part.within, length, digest));
         }
         None
     }
 
     /// Reads a part back. Parts of one chunk are mostly asked for one after another.
-    fn compare(&mut self, part: &Part, chunk: &Chunk, bytes: &[u8]) -> Result<(), String> {
+    fn compare(&mut self, part: &Part, chunk: &StoredChunk, bytes: &[u8]) -> Result<(), String> {
         let place = (chunk.pack, chunk.location.number);
         if self.chunk != Some(place) {
             self.chunk = None;
@@ -284,7 +268,7 @@ impl<'a> Finder<'a> {
         }
     }
 
-    fn read(&mut self, chunk: &Chunk) -> Result<(), String> {
+    fn read(&mut self, chunk: &StoredChunk) -> Result<(), String> {
         let pack = chunk.pack as usize;
         let (Some(object), Some(facts)) = (self.stored.objects.get(pack), self.stored.facts.get(pack)) else {
             return Err("it is not known".to_owned());

@@ -11,14 +11,14 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use super::{CopyPlan, JobResult, ReadRange, keep};
 use crate::backup::BackupError;
 use crate::backup::control;
-use crate::backup::pack_writer::{PackWriter, StoredChunk};
+use crate::backup::pack_writer::PackWriter;
 use crate::backup::plan::{SourceFile, WorkItem};
 use crate::backup::relation_file::is_zero;
 use crate::backup::resume::Finder;
 use crate::backup::reuse::{Reuse, WINDOW};
 use crate::format::digest::ShortDigest;
 use crate::format::envelope::CHUNK_SIZE;
-use crate::format::manifest::{Digested, FileRange, RangeSource};
+use crate::format::manifest::{FileRange, RangeSource};
 
 /// Pieces from this size on get a chunk of their own; smaller ones are gathered.
 const OWN_CHUNK: usize = CHUNK_SIZE / 2;
@@ -207,7 +207,7 @@ impl<'scope, 'env> Job<'scope, 'env> {
         }
         if bytes.len() >= OWN_CHUNK {
             let chunk = self.packs.write_chunk(bytes, &[(length, digest)])?;
-            let range = FileRange { offset, length, source: source_of(chunk, 0, length, digest) };
+            let range = FileRange { offset, length, source: chunk.source(0, length, digest) };
             self.result.ranges.push(ReadRange { file, range });
             return Ok(());
         }
@@ -230,7 +230,7 @@ impl<'scope, 'env> Job<'scope, 'env> {
         let chunk = self.packs.write_chunk(&self.shared, &parts)?;
         self.shared.clear();
         for Gathered { file, offset, length, within, digest } in self.gathered.drain(..) {
-            let range = FileRange { offset, length, source: source_of(chunk, within, length, digest) };
+            let range = FileRange { offset, length, source: chunk.source(within, length, digest) };
             self.result.ranges.push(ReadRange { file, range });
         }
         Ok(())
@@ -255,18 +255,6 @@ impl<'scope, 'env> Job<'scope, 'env> {
     pub(super) fn finish(mut self) -> Result<JobResult, BackupError> {
         self.result.packs = self.packs.finish()?;
         Ok(self.result)
-    }
-}
-
-fn source_of(chunk: StoredChunk, within: u32, length: u32, digest: ShortDigest) -> RangeSource {
-    RangeSource::Chunk {
-        pack: chunk.pack,
-        number: chunk.location.number,
-        offset: chunk.location.offset,
-        stored_length: chunk.location.stored_length,
-        plaintext_length: chunk.location.plaintext_length,
-        within,
-        digested: Digested { within, length, digest },
     }
 }
 
