@@ -19,6 +19,7 @@ pub mod logging;
 pub mod output;
 pub mod pg;
 pub mod progress;
+pub mod repeating;
 pub mod repository;
 pub mod restore;
 pub mod retention;

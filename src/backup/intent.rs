@@ -3,7 +3,6 @@
 //! The first is published before anything else; further ones follow while the backup runs. Expire reads them: packs
 //! without a manifest belong to a backup at work if its newest intent is fresh, and are leftovers if it is not.
 
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::Scope;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::BackupError;
 use crate::format::{BackupId, ClusterName, keys};
+use crate::repeating::Repeating;
 use crate::repository::{Naming, Published, Repository};
 
 /// How often a running backup says that it is alive.
@@ -60,32 +60,20 @@ pub fn host_name() -> String {
     name.trim().to_owned()
 }
 
-/// Publishes intents in the background until it is dropped.
-pub struct Heartbeat {
-    _stop: Sender<()>,
-}
-
-impl Heartbeat {
-    /// Begins to beat. A beat that cannot be published is told and tried again with the next: what counts is whether
-    /// the manifest can be published in the end.
-    pub fn start<'scope, 'env>(
-        scope: &'scope Scope<'scope, 'env>,
-        repository: &'env Repository,
-        cluster: &'env ClusterName,
-        intent: Intent,
-    ) -> Heartbeat {
-        let (stop, stopped) = channel::<()>();
-        scope.spawn(move || {
-            let mut intent = intent;
-            while stopped.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
-                intent.alive = jiff::Timestamp::now();
-                if let Err(error) = intent.announce(repository, cluster) {
-                    tracing::warn!("announce that backup {} is at work: {error}", intent.id);
-                }
-            }
-        });
-        Heartbeat { _stop: stop }
-    }
+/// Publishes further intents beside the backup. One that cannot be published is told, and tried again with the next: what counts is
+/// whether the manifest can be published in the end.
+pub fn keep_announcing<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    repository: &'env Repository,
+    cluster: &'env ClusterName,
+    mut intent: Intent,
+) -> Repeating {
+    Repeating::start(scope, HEARTBEAT, move || {
+        intent.alive = jiff::Timestamp::now();
+        if let Err(error) = intent.announce(repository, cluster) {
+            tracing::warn!("announce that backup {} is at work: {error}", intent.id);
+        }
+    })
 }
 
 /// Removes all signs of life of a backup that ended before it stored anything: there is nothing to resume, and what it would have built on

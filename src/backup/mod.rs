@@ -51,7 +51,7 @@ use base::{Base, NewStart};
 use changes::{ChangeSource, Changes, ChangesFrom};
 use copy::{Copied, CopyPlan, Copying};
 use facts::ServerState;
-use intent::{Heartbeat, Intent};
+use intent::Intent;
 use pack_writer::{PackFactory, pack_size};
 use plan::SourceFile;
 use rate_limit::RateLimit;
@@ -158,7 +158,7 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
     let intent = announce(request, started.segment, base.as_ref(), &resumed)?;
     let id = intent.id.clone();
     std::thread::scope(|scope| {
-        let _alive = Heartbeat::start(scope, request.repository, request.cluster, intent);
+        let _alive = intent::keep_announcing(scope, request.repository, request.cluster, intent);
         let withdraw = |_: &BackupError| intent::withdraw(request.repository, request.cluster, &id);
         let (base, resumed) = still_there(request, base, resumed).inspect_err(withdraw)?;
         let reused = find_changes(&mut session, request, &state, &started, base).inspect_err(withdraw)?;

@@ -7,7 +7,6 @@
 //! As with backups, the order makes it safe: a restore publishes its lease and then reads the tombstones, expire publishes its tombstone and
 //! then reads the leases. So expire keeps the backup, or the restore says that it may be going.
 
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::Scope;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::backup::intent::host_name;
 use crate::backup::tombstone;
 use crate::format::{BackupId, ClusterName, keys};
+use crate::repeating::Repeating;
 use crate::repository::{Naming, Patience, Published, Repository, RepositoryError};
 
 /// How long a lease counts after it was written, by the store's clock.
@@ -39,42 +39,31 @@ pub struct Lease {
     pub written: jiff::Timestamp,
 }
 
-/// Renews a lease until it is dropped.
-pub struct Leased {
-    _stop: Option<Sender<()>>,
-}
-
-impl Leased {
-    /// Takes a lease and keeps it.
-    pub fn take<'scope, 'env>(
-        scope: &'scope Scope<'scope, 'env>,
-        repository: &'env Repository,
-        cluster: &'env ClusterName,
-        id: &'env BackupId,
-    ) -> Leased {
-        if let Err(error) = publish(repository, cluster, id) {
-            tracing::warn!(
-                "nothing keeps expire from deleting backup {id} while it is restored: {error}; if an expire may run meanwhile, pin the backup (walhold backup-mark {id} --permanent)"
-            );
-            return Leased { _stop: None };
-        }
-        match tombstone::list(repository, cluster) {
-            Ok(tombstones) if tombstones.iter().any(|(_, tombstone)| tombstone.names(id)) => tracing::warn!(
-                "an expire has announced that it deletes backup {id}: if it is doing so now, this restore will miss a pack and fail; --backup chooses another one"
-            ),
-            Ok(_) => {}
-            Err(error) => tracing::warn!("whether backup {id} is being expired is not known: {error}"),
-        }
-        let (stop, stopped) = channel::<()>();
-        scope.spawn(move || {
-            while stopped.recv_timeout(RENEWAL) == Err(RecvTimeoutError::Timeout) {
-                if let Err(error) = publish(repository, cluster, id) {
-                    tracing::warn!("say that backup {id} is being restored: {error}");
-                }
-            }
-        });
-        Leased { _stop: Some(stop) }
+/// Takes a lease, and renews it until what this returns is dropped; `None` if the store takes none.
+pub fn take<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    repository: &'env Repository,
+    cluster: &'env ClusterName,
+    id: &'env BackupId,
+) -> Option<Repeating> {
+    if let Err(error) = publish(repository, cluster, id) {
+        tracing::warn!(
+            "nothing keeps expire from deleting backup {id} while it is restored: {error}; if an expire may run meanwhile, pin the backup (walhold backup-mark {id} --permanent)"
+        );
+        return None;
     }
+    match tombstone::list(repository, cluster) {
+        Ok(tombstones) if tombstones.iter().any(|(_, tombstone)| tombstone.names(id)) => tracing::warn!(
+            "an expire has announced that it deletes backup {id}: if it is doing so now, this restore will miss a pack and fail; --backup chooses another one"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!("whether backup {id} is being expired is not known: {error}"),
+    }
+    Some(Repeating::start(scope, RENEWAL, move || {
+        if let Err(error) = publish(repository, cluster, id) {
+            tracing::warn!("say that backup {id} is being restored: {error}");
+        }
+    }))
 }
 
 fn publish(repository: &Repository, cluster: &ClusterName, id: &BackupId) -> Result<(), RepositoryError> {

@@ -75,7 +75,7 @@ pub fn restore(
     jobs: usize,
 ) -> Result<Restored, RestoreError> {
     std::thread::scope(|scope| {
-        let _leased = lease::Leased::take(scope, repository, cluster, &plan.choice.backup.id);
+        let _leased = lease::take(scope, repository, cluster, &plan.choice.backup.id);
         carry_out(plan, repository, keys, jobs)
     })
 }
