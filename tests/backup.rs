@@ -11,4 +11,5 @@ mod listing;
 #[path = "backup/refusals.rs"]
 mod refusals;
 #[path = "backup/site.rs"]
+#[allow(dead_code, reason = "shared with the tests of incremental backups")]
 mod site;

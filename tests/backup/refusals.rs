@@ -107,8 +107,12 @@ fn another_cluster_under_the_same_name_is_told_and_kept_apart() {
     let mut other = Cluster::builder(15).create();
     other.archive_with(crate::support::program::walhold(), &site.variables());
     other.start();
-    let other =
-        Site { cluster: other, repository: site.repository.clone(), variables: site.variables.clone() };
+    let other = Site {
+        cluster: other,
+        repository: site.repository.clone(),
+        variables: site.variables.clone(),
+        bucket: None,
+    };
     let output = other.run(&["backup-push"]);
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");

@@ -1,6 +1,5 @@
 //! A cluster that archives into a repository of its own, and what its backups hold.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,27 +16,81 @@ use walhold::format::manifest::{FileEntry, Manifest, RangeSource, Root};
 use walhold::format::{BackupId, ClusterName, keys};
 use walhold::repository::{Naming, Patience, Repository, RepositorySettings, StoredObject};
 
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::postgres::installation::ServerUser;
 use crate::support::postgres::{Cluster, ClusterBuilder};
 use crate::support::program::{describe, walhold, walhold_command};
+use crate::support::stores::{Conditions, S3Server, directory, s3_settings};
+
+/// Where in its bucket a repository lies.
+const PREFIX: &str = "prefix";
+
+/// Where a site's repository lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Home {
+    /// In a directory.
+    Directory,
+    /// On an S3 server, over HTTP.
+    Bucket,
+}
+
+/// An S3 server in this process, and the proxy before it that walhold is told of.
+pub struct Bucket {
+    pub server: S3Server,
+    pub proxy: FaultProxy,
+}
 
 pub struct Site {
     pub cluster: Cluster,
+    /// The directory that holds its objects as files, whatever it is for walhold.
     pub repository: PathBuf,
     /// Variables for walhold beside the server's.
     pub variables: Vec<(String, String)>,
+    /// If it lies in a bucket.
+    pub bucket: Option<Bucket>,
 }
 
 impl Site {
     /// initdb, `init`, archiving on; not started.
     pub fn create(builder: ClusterBuilder) -> Site {
+        Site::create_in(Home::Directory, builder)
+    }
+
+    /// The same with a repository elsewhere.
+    pub fn create_in(home: Home, builder: ClusterBuilder) -> Site {
         let cluster = builder.create();
-        let repository = cluster.directory("repository");
-        let url = format!("file://{}", repository.display());
-        let mut site = Site { cluster, repository, variables: vec![("WALHOLD_REPOSITORY".to_owned(), url)] };
+        let mut site = match home {
+            Home::Directory => {
+                let repository = cluster.directory("repository");
+                let url = format!("file://{}", repository.display());
+                let variables = vec![("WALHOLD_REPOSITORY".to_owned(), url)];
+                Site { cluster, repository, variables, bucket: None }
+            }
+            Home::Bucket => Site::in_bucket(cluster),
+        };
         site.ok(&["init"]);
         site.archive();
         site
+    }
+
+    /// Settings in a file, because a restored server is told of no secrets.
+    fn in_bucket(cluster: Cluster) -> Site {
+        let server = S3Server::start(Conditions::Enforced);
+        let proxy = FaultProxy::start(server.addr());
+        let RepositorySettings { url, options } = s3_settings(proxy.addr(), PREFIX);
+        let mut text = format!("[repository]\nurl = \"{url}\"\n\n[repository.options]\n");
+        options.iter().for_each(|(name, value)| text.push_str(&format!("{name} = \"{value}\"\n")));
+        let file = cluster.directory("configuration").join("walhold.toml");
+        fs::write(&file, text).expect("write the configuration");
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("restrict the configuration");
+        ServerUser::get().own(&file);
+        Site {
+            cluster,
+            repository: server.bucket_directory().join(PREFIX),
+            variables: vec![("WALHOLD_CONFIG".to_owned(), file.display().to_string())],
+            bucket: Some(Bucket { server, proxy }),
+        }
     }
 
     pub fn start(builder: ClusterBuilder) -> Site {
@@ -49,15 +102,20 @@ impl Site {
     /// The same with an encryption key.
     pub fn start_encrypted(builder: ClusterBuilder) -> Site {
         let mut site = Site::create(builder);
-        let key = site.cluster.directory("key").join("key");
+        site.encrypt();
+        site.cluster.start();
+        site
+    }
+
+    /// What is stored from now on is encrypted. To be called before the server starts.
+    pub fn encrypt(&mut self) {
+        let key = self.cluster.directory("key").join("key");
         fs::write(&key, "0123456789abcdef".repeat(4)).expect("write the key");
         ServerUser::get().own(&key);
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("restrict the key");
-        site.variables.push(("WALHOLD_ENCRYPTION_KEY_FILE".to_owned(), key.display().to_string()));
-        site.archive();
-        site.cluster.start();
-        site
+        self.variables.push(("WALHOLD_ENCRYPTION_KEY_FILE".to_owned(), key.display().to_string()));
+        self.archive();
     }
 
     fn archive(&mut self) {
@@ -116,9 +174,9 @@ impl Site {
     }
 
     pub fn open(&self) -> Repository {
-        let settings = RepositorySettings {
-            url: format!("file://{}", self.repository.display()),
-            options: BTreeMap::new(),
+        let settings = match &self.bucket {
+            None => directory(&self.repository, &[]),
+            Some(bucket) => s3_settings(bucket.server.addr(), PREFIX),
         };
         Repository::open(&settings, Patience::PerRequest(Duration::from_secs(10)))
             .expect("open the repository")

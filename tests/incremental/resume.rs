@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::clone::assert_restores;
-use crate::site::Site;
+use crate::site::{Home, Site};
+use crate::support::fault_proxy::Fault;
 use crate::support::postgres::{Cluster, PATIENCE};
 use crate::support::program::describe;
 
@@ -67,6 +68,17 @@ fn packs(site: &Site, id: &str) -> Vec<PathBuf> {
     packs
 }
 
+fn pack_numbers(site: &Site, id: &str) -> Vec<u32> {
+    let number = |pack: &PathBuf| pack.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    packs(site, id).iter().map(number).collect()
+}
+
+/// Those that the latest backup points to.
+fn used_packs(site: &Site, id: &str) -> Vec<u32> {
+    let packs = site.contents().manifest.packs;
+    packs.iter().filter(|pack| pack.backup.as_str() == id).map(|pack| pack.number).collect()
+}
+
 fn stored_bytes(site: &Site, id: &str) -> u64 {
     packs(site, id).iter().map(|pack| pack.metadata().unwrap().len()).sum()
 }
@@ -119,23 +131,12 @@ fn what_an_interrupted_backup_stored_is_not_stored_again() {
     assert_restores(&site, &summary, "resumed");
     // What the backup points to is no leftover.
     let known = packs(&site, &attempt);
-    let used: Vec<u64> = site
-        .contents()
-        .manifest
-        .packs
-        .iter()
-        .filter(|pack| pack.backup.as_str() == attempt)
-        .map(|pack| u64::from(pack.number))
-        .collect();
+    let used = used_packs(&site, &attempt);
     assert!(!used.is_empty());
     age(&site, &format!("packs/{attempt}"));
     age(&site, &format!("backups/{attempt}"));
     site.ok(&["expire", "--confirm", "--grace", "0s", "--keep-last", "1"]);
-    let left: Vec<u64> = packs(&site, &attempt)
-        .iter()
-        .map(|pack| pack.file_name().unwrap().to_str().unwrap().parse().unwrap())
-        .collect();
-    assert_eq!(left, used, "of {}", known.len());
+    assert_eq!(pack_numbers(&site, &attempt), used, "of {}", known.len());
     assert_restores(&site, &summary, "after-expire");
     // The next backup takes over from the complete one alone, and keeps what lies in the attempt's packs.
     let (next, _) = push(&site, &[]);
@@ -304,4 +305,71 @@ fn an_attempt_that_nobody_resumed_goes() {
     let (summary, _) = push(&site, &[]);
     assert_eq!((&summary["kind"], &summary["resumed"]), (&"incremental".into(), &Value::Null));
     assert_restores(&site, &summary, "without");
+}
+
+/// First lines of the requests for objects of this attempt's that the store has seen.
+fn requests(site: &Site, method: &str, id: &str) -> Vec<String> {
+    let seen = site.bucket.as_ref().expect("a bucket").proxy.seen();
+    let wanted = format!("/main/packs/{id}/");
+    seen.into_iter().filter(|line| line.starts_with(method) && line.contains(&wanted)).collect()
+}
+
+/// The same over HTTP, where the process is gone in the middle of an upload and what the store has of it is no object.
+#[test]
+fn a_backup_killed_while_it_uploads_to_a_store_is_resumed() {
+    let mut site = Site::create_in(Home::Bucket, builder());
+    site.cluster.start();
+    fill(&site);
+    let proxy = &site.bucket.as_ref().expect("a bucket").proxy;
+    // Half of it reaches the store; the job that wrote it waits, the others do not.
+    proxy.set_matching("/00000003", 1, Fault::HoldRequest);
+    let command = &mut backup(&site, &["--jobs", "2"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    let attempt = loop {
+        assert!(begun.elapsed() < PATIENCE, "nothing is uploaded: {:?}", proxy.seen());
+        assert_eq!(child.try_wait().unwrap(), None, "the backup ended");
+        if let Some(id) = attempts(&site).pop().filter(|id| proxy.held() == 1 && packs(&site, id).len() > 3) {
+            break id;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    let dead = packs(&site, &attempt);
+    assert!(dead.iter().all(|pack| !pack.ends_with("00000003")), "{dead:?}");
+    let stored = stored_bytes(&site, &attempt);
+
+    proxy.set(Fault::None);
+    let (summary, log) = push(&site, &["--jobs", "2"]);
+    assert_eq!(summary["resumed"]["attempts"], serde_json::json!([attempt]), "{log}");
+    let id = summary["id"].as_str().unwrap();
+    let number = |field: &Value| field.as_u64().unwrap();
+    let (new, resumed) = (number(&summary["new_bytes"]), number(&summary["resumed"]["bytes"]));
+    assert!(resumed > stored * 3 / 4, "of {stored} bytes {resumed} were used again");
+    assert_eq!(new, stored_bytes(&site, id));
+    // Of each dead pack only its end was asked for, and none was uploaded again.
+    assert_eq!(requests(&site, "GET ", &attempt).len(), dead.len());
+    assert_eq!(requests(&site, "PUT ", &attempt).len(), 0);
+    assert_eq!(requests(&site, "PUT ", id).len(), packs(&site, id).len());
+    assert_restores(&site, &summary, "resumed");
+
+    // A day later packs go that the backup does not point to; the rest of the attempt goes with the backup.
+    age(&site, &format!("packs/{attempt}"));
+    age(&site, &format!("backups/{attempt}"));
+    let expire = ["expire", "--confirm", "--grace", "0s", "--keep-last", "1"];
+    site.ok(&expire);
+    let used = used_packs(&site, &attempt);
+    assert!(!used.is_empty());
+    assert_eq!(pack_numbers(&site, &attempt), used, "of {}", dead.len());
+    assert_restores(&site, &summary, "after-expire");
+    let (full, _) = push(&site, &["--full"]);
+    assert!(new + stored < number(&full["new_bytes"]) * 3 / 2, "{new} + {stored} bytes, {full}");
+    fs::remove_dir_all(site.repository.join("main/leases")).unwrap();
+    site.ok(&expire);
+    assert_eq!(packs(&site, &attempt), Vec::<PathBuf>::new());
+    let left: Vec<String> = site.objects("backups").into_iter().map(|object| object.path).collect();
+    let newest = full["id"].as_str().unwrap();
+    assert!(left.iter().all(|path| path.contains(newest)), "{left:?}");
+    assert_restores(&site, &full, "full");
 }
