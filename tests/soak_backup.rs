@@ -1,7 +1,7 @@
 //! Random sequences of everything that can happen to a cluster and its backups; each restore must be what was recorded live.
 //!
-//! Each world is a real PostgreSQL with databases, a tablespace, indexes, large objects, sequences and prepared transactions. Its
-//! steps follow a seed: changes, moments whose state is recorded, backups from every source (quiet, under writes, killed, with
+//! Each world is a real PostgreSQL with databases, tablespaces, indexes, large objects, sequences and prepared transactions, and a
+//! repository in a directory or on an S3 server. Its steps follow a seed: changes, moments whose state is recorded, backups from every source (quiet, under writes, killed, with
 //! the server killed under them), expire, crashes, a standby that is promoted and takes over, recovery of the cluster itself to an
 //! earlier moment, and restores of any backup to any moment that must be reachable, on abandoned lines too: into an empty directory,
 //! over a directory that is older, ahead or crashed, and after an interrupted restore.
@@ -9,13 +9,15 @@
 //! A restored server must have the rows, large objects, sequences and prepared transactions of that moment, pass pg_amcheck with
 //! heaps against their indexes, and pg_visibility must find nothing. [`pages`] compares bits.
 //!
-//! A short run has fixed seeds. `SOAK_SECONDS` makes it as long as that (`make soak`), and then every step is followed by a pause
+//! A short run has fixed seeds, chosen so that their worlds have what worlds can have. `SOAK_SECONDS` makes it as long as that (`make soak`), and then every step is followed by a pause
 //! of its own length, so that it needs half a core; `SOAK_SEED` repeats the world that printed it.
 
 mod support;
 
 #[path = "soak_backup/change.rs"]
 mod change;
+#[path = "soak_backup/expire.rs"]
+mod expire;
 #[path = "soak_backup/pages.rs"]
 mod pages;
 #[path = "backup/site.rs"]
@@ -32,8 +34,12 @@ use std::time::{Duration, Instant};
 
 use support::random::{Random, number};
 
+use site::Home;
 use state::Tally;
 use world::{Server, World};
+
+/// The seeds of a short run: among their worlds are one in a bucket and one with several tablespaces.
+const SHORT: [u64; 2] = [1, 2];
 
 /// Steps of one world. With an end in sight it rests after each step, for as long as that took.
 fn world(seed: u64, steps: u64, end: Option<Instant>, tally: &mut Tally) {
@@ -52,6 +58,9 @@ fn world(seed: u64, steps: u64, end: Option<Instant>, tally: &mut Tally) {
         }
     }
     println!("  {}", world.last());
+    if end.is_none() {
+        println!("  {}", world.expire_by_periods());
+    }
     tally.worlds += 1;
 }
 
@@ -61,7 +70,10 @@ fn whatever_happens_a_restore_is_what_was_there() {
     let begun = Instant::now();
     let steps = number("SOAK_STEPS");
     match (number("SOAK_SECONDS"), number("SOAK_SEED")) {
-        (None, None) => [1, 2].iter().for_each(|seed| world(*seed, 4, None, &mut tally)),
+        (None, None) => {
+            SHORT.iter().for_each(|seed| world(*seed, 4, None, &mut tally));
+            assert!(tally.worlds_in_buckets > 0 && tally.worlds_with_tablespaces > 0, "{tally}");
+        }
         (None, Some(seed)) => world(seed, steps.unwrap_or(30), None, &mut tally),
         (Some(seconds), seed) => {
             let mut seed = seed.unwrap_or_else(|| jiff::Timestamp::now().as_second().unsigned_abs());
@@ -80,8 +92,16 @@ fn whatever_happens_a_restore_is_what_was_there() {
 /// The pages of an incremental backup that come from its base are those that a full one reads from the disk.
 fn pages_are_those_of_a_full_backup(major: u32, source: &str, checksums: bool) {
     let mut tally = Tally::default();
-    let server =
-        Server { major, checksums, summaries: true, autovacuum: false, log_hints: false, encrypted: false };
+    let server = Server {
+        major,
+        checksums,
+        summaries: true,
+        autovacuum: false,
+        log_hints: false,
+        encrypted: false,
+        home: Home::Directory,
+        spaces: 2,
+    };
     let mut world = World::of(server, Random::new(7), &mut tally);
     world.site.ok(&["backup-push"]);
     // Reads rows that nobody has read since they were written: their pages get hints.

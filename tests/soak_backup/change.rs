@@ -4,8 +4,11 @@ use crate::support::postgres::Cluster;
 use crate::support::random::Random;
 
 /// Everything that later changes expect.
-pub fn prepare(cluster: &Cluster, space: &str) {
-    cluster.execute(&format!("CREATE TABLESPACE space LOCATION '{space}'"));
+pub fn prepare(cluster: &Cluster, spaces: &[String]) {
+    for space in spaces {
+        let place = cluster.directory(space);
+        cluster.execute(&format!("CREATE TABLESPACE {space} LOCATION '{}'", place.display()));
+    }
     cluster.execute("CREATE EXTENSION pg_visibility");
     cluster.execute(
         "CREATE SEQUENCE numbers; CREATE TABLE given (number bigint); CREATE TABLE ticks (at timestamptz DEFAULT clock_timestamp()); CREATE TABLE promised (gid text)",
@@ -13,8 +16,9 @@ pub fn prepare(cluster: &Cluster, space: &str) {
     cluster.execute(
         "CREATE UNLOGGED TABLE unlogged AS SELECT i FROM generate_series(1, 1000) i; CREATE INDEX ON unlogged (i)",
     );
-    for table in 0..4 {
-        let place = if table == 3 { "TABLESPACE space" } else { "" };
+    for table in 0..4usize {
+        // The last table in the first tablespace, the one before in the second, if there is one.
+        let place = spaces.get(3 - table).map(|space| format!("TABLESPACE {space}")).unwrap_or_default();
         cluster.execute(&format!(
             "CREATE TABLE t{table} (id bigint, x text) {place}; CREATE INDEX ON t{table} (id);
              INSERT INTO t{table} SELECT i, repeat(md5(i::text), 4) FROM generate_series(1, 6000) i"
@@ -56,7 +60,7 @@ pub fn change(cluster: &Cluster, random: &mut Random, step: u64, during: During)
         16 => format!(
             "INSERT INTO given SELECT max(number) FROM (SELECT nextval('numbers') AS number FROM generate_series(1, {b})) s"
         ),
-        17 => format!("ALTER TABLE {table} SET TABLESPACE {}", random.pick(&["space", "pg_default"])),
+        17 => format!("ALTER TABLE {table} SET TABLESPACE {}", any_space(cluster, random)),
         18 => format!("BEGIN; INSERT INTO promised VALUES ('{step}-{a}'); PREPARE TRANSACTION '{step}-{a}'"),
         19 => return finish_prepared(cluster, random),
         20 | 21 => return change_database(cluster, random, step, during),
@@ -72,6 +76,11 @@ pub fn change(cluster: &Cluster, random: &mut Random, step: u64, during: During)
         _ => "CHECKPOINT".to_owned(),
     };
     cluster.execute(&sql);
+}
+
+fn any_space(cluster: &Cluster, random: &mut Random) -> String {
+    let known = cluster.query("SELECT spcname FROM pg_tablespace WHERE spcname <> 'pg_global' ORDER BY 1");
+    random.pick(&known.concat()).clone()
 }
 
 fn finish_prepared(cluster: &Cluster, random: &mut Random) {
@@ -106,7 +115,7 @@ fn change_database(cluster: &Cluster, random: &mut Random, step: u64, during: Du
         0 => cluster.execute(&format!("DROP DATABASE {database}")),
         1 => cluster.execute(&format!(
             "ALTER DATABASE {database} SET TABLESPACE {}",
-            random.pick(&["space", "pg_default"])
+            any_space(cluster, random)
         )),
         _ => cluster.execute_in(
             &database,

@@ -87,14 +87,20 @@ fn may_differ(path: &str) -> bool {
     named.contains(&path) || path.starts_with("pg_wal/") || path.starts_with("pg_tblspc/")
 }
 
-/// The files of a restored directory and of its tablespace, by the paths that the server has for them.
+/// The files of a restored directory and of its tablespaces, by the paths that the server has for them.
 fn files(place: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = contents(&place.join("data"));
     files.retain(|path, _| !may_differ(path));
-    let link = fs::read_dir(place.join("data/pg_tblspc")).expect("list pg_tblspc").flatten().next();
-    let oid = link.expect("a tablespace").file_name().into_string().expect("a number");
-    for (path, bytes) in contents(&place.join("space")) {
-        files.insert(format!("pg_tblspc/{oid}/{path}"), bytes);
+    let links: Vec<_> =
+        fs::read_dir(place.join("data/pg_tblspc")).expect("list pg_tblspc").flatten().collect();
+    assert!(!links.is_empty(), "no tablespace");
+    for link in links {
+        let oid = link.file_name().into_string().expect("a number");
+        let directory = fs::read_link(link.path()).expect("read the link");
+        assert!(directory.starts_with(place), "{oid} lies in {}", directory.display());
+        for (path, bytes) in contents(&directory) {
+            files.insert(format!("pg_tblspc/{oid}/{path}"), bytes);
+        }
     }
     files
 }

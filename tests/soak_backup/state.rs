@@ -6,6 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
+use jiff::Timestamp;
+
 use crate::support::postgres::Cluster;
 
 /// What a restored server must have.
@@ -102,6 +104,8 @@ pub struct Backup {
     /// Unless the server was written to while it was taken.
     pub state: Option<State>,
     pub taken: Instant,
+    /// When it was complete, by the server's clock.
+    pub stopped: Timestamp,
 }
 
 /// A moment that can be recovered to by each means that names it.
@@ -131,6 +135,8 @@ pub struct Tally {
     pub steps: BTreeMap<&'static str, usize>,
     pub backups: BTreeMap<String, usize>,
     pub pages_compared: usize,
+    pub worlds_in_buckets: usize,
+    pub worlds_with_tablespaces: usize,
 }
 
 impl Tally {
@@ -143,8 +149,15 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} worlds, {} restores checked, {} kills, {} pages compared, backups {:?}, steps {:?}",
-            self.worlds, self.restores, self.kills, self.pages_compared, self.backups, self.steps
+            "{} worlds ({} in buckets, {} with several tablespaces), {} restores checked, {} kills, {} pages compared, backups {:?}, steps {:?}",
+            self.worlds,
+            self.worlds_in_buckets,
+            self.worlds_with_tablespaces,
+            self.restores,
+            self.kills,
+            self.pages_compared,
+            self.backups,
+            self.steps
         )
     }
 }

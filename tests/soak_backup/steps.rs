@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::change::{During, change};
 use crate::pages;
-use crate::state::{Backup, Line, Moment, State, lsn};
+use crate::state::{Backup, Line, State, lsn};
 use crate::support::postgres::{Cluster, StopMode};
 use crate::support::program::describe;
 use crate::world::{Server, World};
@@ -90,6 +90,7 @@ impl World<'_> {
             stop: lsn(&text("stop_lsn")),
             state,
             taken: Instant::now(),
+            stopped: text("stop_time").parse().expect("a time"),
         };
         let told = format!("{} from {}", backup.id, text("changes_from"));
         *self.tally.backups.entry(text("changes_from")).or_default() += 1;
@@ -97,7 +98,7 @@ impl World<'_> {
         told
     }
 
-    fn spawn(&self, arguments: &[&str]) -> Child {
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
         let mut command = self.site.command(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("start walhold")
@@ -186,76 +187,7 @@ impl World<'_> {
         compared
     }
 
-    // --- retention and verification ---------------------------------------------------------------------------------
-
-    fn expire(&mut self) -> String {
-        self.tally.did("expire");
-        // The last moment lies in WAL that nothing has archived yet.
-        self.archive();
-        let policy = match self.random.chance(70) {
-            true => Policy::Last(self.random.between(1, 3) as usize),
-            false => Policy::Within(Duration::from_secs(60)),
-        };
-        if self.restores_are_long_past() {
-            let _ = std::fs::remove_dir_all(self.site.repository.join("main/leases"));
-        }
-        let began = Instant::now();
-        let words = policy.words();
-        let arguments = ["expire", "--confirm", "--grace", "0s", words.0, &words.1];
-        if self.random.chance(25) {
-            // Killed somewhere, the next run finishes it.
-            let mut child = self.spawn(&arguments);
-            std::thread::sleep(Duration::from_millis(self.random.below(400)));
-            let _ = child.kill();
-            let _ = child.wait_with_output();
-            self.tally.kills += 1;
-        }
-        let output = self.run(&arguments);
-        assert!(output.status.success(), "{}", describe(&output));
-        let took = began.elapsed();
-        let left: Vec<String> =
-            self.site.list().iter().map(|backup| backup["id"].as_str().expect("an id").to_owned()).collect();
-        let before = self.backups.len();
-        let is_kept = |at: usize, backup: &Backup| match policy {
-            Policy::Last(count) => at + count >= before,
-            Policy::Within(time) => backup.taken.elapsed() + took < time,
-        };
-        for (at, backup) in self.backups.iter().enumerate().filter(|(at, backup)| is_kept(*at, backup)) {
-            assert!(left.contains(&backup.id), "{} (number {at}) is gone: {policy:?}, {left:?}", backup.id);
-        }
-        // A moment of the line that is followed must stay if the policy says so; others may.
-        let mut kept = Vec::new();
-        for moment in std::mem::take(&mut self.moments) {
-            let is_followed = self.line.passes(moment.line.timeline, lsn(&moment.lsn));
-            let mut bases = (0..before).filter(|at| moment.is_after(&self.backups[*at]));
-            let must = is_followed
-                && match policy {
-                    Policy::Last(count) => bases.any(|at| at + count >= before),
-                    Policy::Within(time) => moment.taken.elapsed() + took < time && bases.next().is_some(),
-                };
-            let plan = self.plan(&moment);
-            match plan.status.code() {
-                Some(0) => kept.push(moment),
-                _ => assert!(!must, "{policy:?}: {} is lost: {}", moment.name, describe(&plan)),
-            }
-        }
-        self.moments = kept;
-        self.backups.retain(|backup| left.contains(&backup.id));
-        let counts = (self.backups.len(), self.moments.len());
-        format!("expire {policy:?}: {} of {before} backups, {} moments left", counts.0, counts.1)
-    }
-
-    /// Mostly: a backup that was restored a moment ago would never go.
-    fn restores_are_long_past(&self) -> bool {
-        !self.backups.len().is_multiple_of(4)
-    }
-
-    fn plan(&self, moment: &Moment) -> std::process::Output {
-        let place = self.site.cluster.directory("plan").join("data").display().to_string();
-        let (timeline, space) = (moment.line.timeline.to_string(), format!("space={place}.space"));
-        let target = ["--timeline", &timeline, "--target-lsn", &moment.lsn, "--tablespace", &space];
-        self.run(&[&["restore", "--plan", "--clone", "--pgdata", &place], target.as_slice()].concat())
-    }
+    // --- verification --------------------------------------------------------------------------------------------
 
     fn verify(&mut self) -> String {
         self.tally.did("verify");
@@ -282,9 +214,10 @@ impl World<'_> {
         let last = self.site.cluster.value("SELECT pg_current_wal_insert_lsn()");
         self.archive();
         let place = self.new_place();
-        let data = place.join("data").display().to_string();
-        let space = format!("space={}", place.join("space").display());
-        let output = self.run(&["restore", "--standby", "--pgdata", &data, "--tablespace", &space]);
+        let (data, spaces) = (place.join("data").display().to_string(), self.mapped_below(&place));
+        let mut arguments = vec!["restore", "--standby", "--pgdata", &data];
+        arguments.extend(spaces.iter().map(String::as_str));
+        let output = self.run(&arguments);
         assert!(output.status.success(), "{}", describe(&output));
         let mut standby = Cluster::from_data_directory(self.site.cluster.major(), &place.join("data"));
         standby.start();
@@ -325,23 +258,24 @@ impl World<'_> {
         let Some(wish) = self.wish(Wishes::AnyMoment) else { return "nothing to recover to".to_owned() };
         let data = self.site.cluster.data_directory().to_owned();
         let delta = self.random.chance(50);
-        let current = self
-            .site
-            .cluster
-            .value("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'space'");
+        let location = |space: &str| {
+            let sql =
+                format!("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = '{space}'");
+            PathBuf::from(self.site.cluster.value(&sql))
+        };
+        let mut spaces = self.mapped(location);
         match self.random.chance(50) {
             true => self.site.cluster.stop(StopMode::Fast),
             false => self.site.cluster.kill9(),
         }
-        let space = if delta {
-            PathBuf::from(current)
-        } else {
+        if !delta {
             self.remove_data();
-            self.new_place().join("space")
-        };
+            let place = self.new_place();
+            spaces = self.mapped_below(&place);
+        }
         let place = data.display().to_string();
-        let mapping = format!("space={}", space.display());
-        let mut arguments = vec!["restore", "--pgdata", &place, "--tablespace", &mapping];
+        let mut arguments = vec!["restore", "--pgdata", &place];
+        arguments.extend(spaces.iter().map(String::as_str));
         arguments.extend(delta.then_some("--delta"));
         arguments.extend(wish.arguments.iter().map(String::as_str));
         let output = self.run(&arguments);
@@ -398,22 +332,23 @@ impl World<'_> {
     }
 
     fn restored(&self, place: &Path, arguments: &[String], options: &[&str]) -> std::process::Output {
+        let all = self.clone_into(place, arguments, options);
+        self.run(&all.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn clone_into(&self, place: &Path, arguments: &[String], options: &[&str]) -> Vec<String> {
         let data = place.join("data").display().to_string();
-        let space = format!("space={}", place.join("space").display());
-        let mut all = vec!["restore", "--clone", "--pgdata", &data, "--tablespace", &space];
-        all.extend(arguments.iter().map(String::as_str));
-        all.extend(options);
-        self.run(&all)
+        let mut all = ["restore", "--clone", "--pgdata", &data].map(str::to_owned).to_vec();
+        all.extend(self.mapped_below(place));
+        all.extend(arguments.iter().cloned());
+        all.extend(options.iter().map(|option| (*option).to_owned()));
+        all
     }
 
     /// What it leaves cannot be started by accident.
     fn interrupted_restore(&mut self, place: &Path, arguments: &[String], options: &[&str]) {
-        let data = place.join("data").display().to_string();
-        let space = format!("space={}", place.join("space").display());
-        let mut all = vec!["restore", "--clone", "--pgdata", &data, "--tablespace", &space];
-        all.extend(arguments.iter().map(String::as_str));
-        all.extend(options);
-        let mut child = self.spawn(&all);
+        let all = self.clone_into(place, arguments, options);
+        let mut child = self.spawn(&all.iter().map(String::as_str).collect::<Vec<_>>());
         std::thread::sleep(Duration::from_millis(self.random.below(600)));
         let _ = child.kill();
         self.tally.kills += 1;
@@ -487,22 +422,6 @@ impl World<'_> {
             state: moment.state.clone(),
             what: format!("{} by {} from {}", moment.name, target[0], backup.id),
         })
-    }
-}
-
-/// What expire keeps.
-#[derive(Clone, Copy, Debug)]
-enum Policy {
-    Last(usize),
-    Within(Duration),
-}
-
-impl Policy {
-    fn words(self) -> (&'static str, String) {
-        match self {
-            Policy::Last(count) => ("--keep-last", count.to_string()),
-            Policy::Within(time) => ("--keep-within", format!("{}s", time.as_secs())),
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::Output;
 use std::time::Instant;
 
 use crate::change;
-use crate::site::Site;
+use crate::site::{Home, Site};
 use crate::state::{Backup, Line, Moment, State, Tally};
 use crate::support::postgres::Cluster;
 use crate::support::postgres::installation::{MAJORS, ServerUser};
@@ -22,7 +22,14 @@ pub struct Server {
     pub autovacuum: bool,
     pub log_hints: bool,
     pub encrypted: bool,
+    /// Where the repository lies.
+    pub home: Home,
+    /// How many tablespaces there are, one at least.
+    pub spaces: usize,
 }
+
+/// What the tablespaces are called.
+const SPACES: [&str; 3] = ["space", "space_two", "space_three"];
 
 pub struct World<'a> {
     pub server: Server,
@@ -33,8 +40,10 @@ pub struct World<'a> {
     /// In the order in which they were taken.
     pub backups: Vec<Backup>,
     pub moments: Vec<Moment>,
-    /// What an earlier restore left, with a data directory and the tablespace below.
+    /// What an earlier restore left, with a data directory and the tablespaces below.
     pub spare: Option<PathBuf>,
+    /// The tablespaces' names.
+    pub spaces: Vec<String>,
     places: u32,
 }
 
@@ -48,6 +57,8 @@ impl<'a> World<'a> {
             autovacuum: random.chance(40),
             log_hints: random.chance(30),
             encrypted: random.chance(30),
+            home: if random.chance(20) { Home::Bucket } else { Home::Directory },
+            spaces: if random.chance(40) { random.between(2, 3) as usize } else { 1 },
         };
         let mut world = World::of(server, random, tally);
         world.back_up(&["--full"]);
@@ -69,9 +80,16 @@ impl<'a> World<'a> {
         if server.major >= 17 {
             builder = builder.setting("summarize_wal", on(server.summaries));
         }
-        let site = if server.encrypted { Site::start_encrypted(builder) } else { Site::start(builder) };
-        let space = site.cluster.directory("space");
-        change::prepare(&site.cluster, &space.display().to_string());
+        let mut site = Site::create_in(server.home, builder);
+        if server.encrypted {
+            site.encrypt();
+        }
+        site.cluster.start();
+        let spaces: Vec<String> =
+            SPACES.iter().take(server.spaces).map(|space| (*space).to_owned()).collect();
+        change::prepare(&site.cluster, &spaces);
+        tally.worlds_in_buckets += usize::from(server.home == Home::Bucket);
+        tally.worlds_with_tablespaces += usize::from(server.spaces > 1);
         let line = Line::of(&site.cluster);
         World {
             server,
@@ -82,14 +100,26 @@ impl<'a> World<'a> {
             backups: Vec::new(),
             moments: Vec::new(),
             spare: None,
+            spaces,
             places: 0,
         }
     }
 
-    /// A new path below which a clone has `data` and `space`.
+    /// A new path below which a clone has `data` and its tablespaces.
     pub fn new_place(&mut self) -> PathBuf {
         self.places += 1;
         self.site.cluster.directory(&format!("place{}", self.places))
+    }
+
+    /// Each tablespace into the directory that this says, as options of `restore`.
+    pub fn mapped(&self, directory: impl Fn(&str) -> PathBuf) -> Vec<String> {
+        let mapping = |space: &String| format!("--tablespace={space}={}", directory(space).display());
+        self.spaces.iter().map(mapping).collect()
+    }
+
+    /// Each below this place.
+    pub fn mapped_below(&self, place: &Path) -> Vec<String> {
+        self.mapped(|space| place.join(space))
     }
 
     pub fn run(&self, arguments: &[&str]) -> Output {
