@@ -7,6 +7,8 @@ mod support;
 mod bases;
 #[path = "incremental/clone.rs"]
 mod clone;
+#[path = "incremental/lost_databases.rs"]
+mod lost_databases;
 #[path = "incremental/oracle.rs"]
 mod oracle;
 #[path = "incremental/resume.rs"]

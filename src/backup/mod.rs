@@ -14,8 +14,8 @@ pub mod error;
 pub mod facts;
 pub mod intent;
 pub mod list;
+mod lost_databases;
 pub mod marks;
-mod moved_database;
 pub mod pack_writer;
 pub mod plan;
 pub mod publish;
@@ -125,6 +125,8 @@ struct Taken {
     tablespaces: Vec<Tablespace>,
     catalogue: Vec<CatalogueEntry>,
     stopped: StoppedBackup,
+    /// Right after it stopped.
+    databases: lost_databases::Databases,
     stop_time: PgTimestamp,
     damaged: Vec<(String, u32)>,
 }
@@ -151,7 +153,7 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
     let state = facts::learn(&mut session, request.pgdata)?;
     facts::check(&mut session, &state)?;
     record_identity(request, &state)?;
-    let places = moved_database::places(&mut session)?;
+    let before = lost_databases::ask(&mut session)?;
     let started = start(&mut session, request, &state)?;
     let base = choose_base(request, &state, &started)?;
     let resumed = find_attempts(request, &state, base.as_ref())?;
@@ -164,10 +166,11 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
         let reused = find_changes(&mut session, request, &state, &started, base).inspect_err(withdraw)?;
         let from = TakenOver { reused: reused.as_ref(), resumed: &resumed };
         let taken = copy_until_stopped(&mut session, request, &state, &started, &id, from)?;
-        moved_database::check(&mut session, &places)?;
+        let suspects = lost_databases::Suspects::new(&before, &taken.databases)?;
         kill_point("backup: copied");
         let wal = session::wal_of(&state, &started.lsn, &taken.stopped)?;
         session::wait_for_wal(&mut session, request, &state, &wal)?;
+        suspects.check(request, &state, &wal.span)?;
         kill_point("backup: before manifest");
         let manifest = describe(request, &state, &started, &wal, id.clone(), taken, from)?;
         publish::publish_manifest(request, &manifest)?;
@@ -378,14 +381,18 @@ fn copy_until_stopped(
         let mut watch = SessionWatch::new(state.in_recovery);
         copying.wait_read(|| watch.look(session))?;
         // The server need not wait until the last packs are on disk.
-        let stopped = if copying.is_sound() { Some(session::stop(session)?) } else { None };
+        let stopped = match copying.is_sound() {
+            true => Some((session::stop(session)?, lost_databases::ask(session)?)),
+            false => None,
+        };
         let copied = copying.finish()?;
         Ok::<_, BackupError>((copied, catalogue, tablespaces, stopped.ok_or(BackupError::JobLost)?))
     })?;
+    let (stopped, databases) = stopped;
     progress.finish();
     let damaged = damaged_pages(&copied, &files, stopped.lsn);
     let stop_time = session.now()?;
-    Ok(Taken { copied, found, tablespaces, catalogue, stopped, stop_time, damaged })
+    Ok(Taken { copied, found, tablespaces, catalogue, stopped, databases, stop_time, damaged })
 }
 
 fn page_rules(state: &ServerState, start_lsn: Lsn) -> Option<PageRules> {

@@ -12,6 +12,7 @@ use crate::exit_status::Outcome;
 use crate::format::wal_index::{RecordVerdict, TablespaceEventKind, WalIndex, fork_name};
 use crate::output::{Align, Table, human_size, print, print_json, print_line};
 use crate::pg::WalSegmentName;
+use crate::pg::wal_storage::DatabaseDirectory;
 use crate::repository::{Patience, Repository};
 use crate::wal::show::{
     ArchiveListing, CommitTimes, IndexCoverage, SystemListing, TimelineListing, list_archive, segment_index,
@@ -87,8 +88,17 @@ fn render_index(segment: WalSegmentName, index: &WalIndex) -> String {
 }
 
 fn render_files(index: &WalIndex) -> String {
-    let Some(files) = &index.files else { return String::new() };
     let mut text = String::new();
+    for making in index.databases_made.iter().flatten() {
+        let DatabaseDirectory { database, tablespace } = making.directory;
+        let how = match making.copied_from {
+            Some(from) => format!("copied from database {} in tablespace {}", from.database, from.tablespace),
+            None => "its pages follow".to_owned(),
+        };
+        let what = format!("database {database} in tablespace {tablespace} at {}: {how}", making.lsn);
+        text.push_str(&format!("{:<16}{what}\n", "made"));
+    }
+    let Some(files) = &index.files else { return text };
     for removal in &files.removals {
         let what = format!(
             "{} relations by transaction {} at {}, {}",

@@ -18,8 +18,8 @@ use serde::Serialize;
 use crate::pg::recovery::TargetInclusion;
 pub use crate::pg::wal_event::{CheckpointKind, Outcome};
 use crate::pg::wal_event::{Event, decode_event, is_of_interest};
-use crate::pg::wal_record::{DecodedRecord, RecordHeader, decode_record, visit_blocks};
-use crate::pg::wal_storage::{changes_storage, decode_storage_change};
+use crate::pg::wal_record::{DecodedRecord, RMGR_DATABASE, RecordHeader, decode_record, visit_blocks};
+use crate::pg::wal_storage::{DatabaseDirectory, StorageChange, changes_storage, decode_storage_change};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
 
 mod block_changes;
@@ -32,7 +32,9 @@ mod xid_set;
 pub use block_changes::{BlockChanges, ForkChanges, NamedFork, fork_name};
 pub use chain::{IndexChain, SegmentFacts, SpanningRecord};
 pub use encoding::ParseWalIndexError;
-pub use file_events::{DatabaseRemoval, FileEvents, Removal, TablespaceEvent, TablespaceEventKind};
+pub use file_events::{
+    DatabaseMaking, DatabaseRemoval, FileEvents, Removal, TablespaceEvent, TablespaceEventKind,
+};
 pub use xid_set::XidSet;
 
 /// What one segment holds.
@@ -88,6 +90,9 @@ pub struct WalIndex {
     pub blocks: Option<BlockChanges>,
     /// Relations, databases and tablespaces that came and went, likewise; `None` in an index older than them.
     pub files: Option<FileEvents>,
+    /// Directories of databases that were made, in LSN order, likewise. `None`: not known, because the index is older than them, one of
+    /// the records was not understood, or there were more than [`LIST_LIMIT`].
+    pub databases_made: Option<Vec<DatabaseMaking>>,
 }
 
 /// The most bytes of a spanning record that an index keeps on either side.
@@ -285,7 +290,7 @@ impl WalIndex {
     ) -> Result<RecordMeaning, RecordNotUnderstood> {
         let major = self.major();
         let Ok(record) = decode_record(bytes, major) else {
-            let problem = self.not_understood();
+            let problem = self.not_understood(header);
             // What files it touches is not known; what it means for recovery is: nothing.
             return if is_of_interest(header) { Err(problem) } else { Ok(RecordMeaning::Nothing) };
         };
@@ -300,7 +305,7 @@ impl WalIndex {
                 event.into_iter().for_each(|event| self.add_event(lsn, end, event));
                 Ok(RecordMeaning::Nothing)
             }
-            Err(_) => Err(self.not_understood()),
+            Err(_) => Err(self.not_understood(header)),
         };
         if changes_storage(header) {
             self.add_storage_changes(lsn, &record, meaning.ok());
@@ -313,7 +318,7 @@ impl WalIndex {
 
     fn add_storage_changes(&mut self, lsn: Lsn, record: &DecodedRecord<'_>, meaning: Option<RecordMeaning>) {
         let Ok(changes) = decode_storage_change(record, self.major()) else {
-            self.not_understood();
+            self.not_understood(&record.header);
             return;
         };
         let ended = match &meaning {
@@ -322,15 +327,30 @@ impl WalIndex {
         };
         for change in changes {
             self.blocks.iter_mut().for_each(|blocks| blocks.add_storage_change(&change));
+            self.add_making(lsn, &change);
             let files = self.files.get_or_insert_default();
             self.abridged |= !files.add(lsn, record.header.xid, ended, change);
         }
     }
 
-    /// Something in this segment is not known.
-    fn not_understood(&mut self) -> RecordNotUnderstood {
+    fn add_making(&mut self, lsn: Lsn, change: &StorageChange) {
+        if let StorageChange::DatabaseCreated { database, tablespace, copied_from } = *change
+            && let Some(made) = &mut self.databases_made
+        {
+            let directory = DatabaseDirectory { database, tablespace };
+            if !push_limited(made, DatabaseMaking { lsn, directory, copied_from }) {
+                self.databases_made = None;
+            }
+        }
+    }
+
+    /// Something in this segment is not known: what a record with this header does.
+    fn not_understood(&mut self, header: &RecordHeader) -> RecordNotUnderstood {
         self.abridged = true;
         self.blocks = None;
+        if header.rmgr == RMGR_DATABASE {
+            self.databases_made = None;
+        }
         RecordNotUnderstood
     }
 

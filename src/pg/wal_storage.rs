@@ -4,6 +4,8 @@
 //! `src/include/catalog/storage_xlog.h`, `src/include/commands/dbcommands_xlog.h`, `src/include/commands/tablespace.h` and
 //! `src/backend/access/rmgrdesc/xactdesc.c` of PostgreSQL 13 to 18.
 
+use serde::Serialize;
+
 use super::wal_event::{DecodeEventError, Outcome};
 use super::wal_page::read_u32;
 use super::wal_record::{
@@ -14,6 +16,15 @@ use super::wal_record::{
 /// Heap pages that one page of the visibility map speaks of (`HEAPBLOCKS_PER_PAGE`): two bits each, behind a page header
 /// of 24 bytes.
 const HEAP_BLOCKS_PER_MAP_BLOCK: u32 = (8192 - 24) * 4;
+
+/// What a database has in one tablespace.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+pub struct DatabaseDirectory {
+    /// The database.
+    pub database: u32,
+    /// The tablespace.
+    pub tablespace: u32,
+}
 
 /// Files that a record creates, cuts or removes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,6 +62,8 @@ pub enum StorageChange {
         database: u32,
         /// The tablespace that the directory lies in.
         tablespace: u32,
+        /// The directory that its files were copied from, which replay copies again; `None` if its pages are logged one by one.
+        copied_from: Option<DatabaseDirectory>,
     },
     /// A database's directories were removed: it was dropped, or moved to another tablespace.
     DatabaseDropped {
@@ -177,8 +190,17 @@ fn database_change(info: u8, data: &[u8], major: Option<u32>) -> Option<Option<S
                 list.chunks_exact(4).map(|item| read_u32(item, 0)).collect::<Option<Vec<_>>>()?;
             Some(Some(StorageChange::DatabaseDropped { database, tablespaces }))
         }
+        // xl_dbase_create_file_copy_rec, xl_dbase_create_wal_log_rec
         0x00 | 0x10 => {
-            Some(Some(StorageChange::DatabaseCreated { database, tablespace: read_u32(data, 4)? }))
+            let from = |data| {
+                Some(DatabaseDirectory { database: read_u32(data, 8)?, tablespace: read_u32(data, 12)? })
+            };
+            let copied_from = if info == 0x00 { Some(from(data)?) } else { None };
+            Some(Some(StorageChange::DatabaseCreated {
+                database,
+                tablespace: read_u32(data, 4)?,
+                copied_from,
+            }))
         }
         _ => None,
     }
@@ -246,15 +268,19 @@ mod tests {
 
     #[test]
     fn the_kinds_of_database_records_moved_in_15() {
-        let created = Some(vec![StorageChange::DatabaseCreated { database: 9, tablespace: 1663 }]);
+        let made = |copied_from| {
+            Some(vec![StorageChange::DatabaseCreated { database: 9, tablespace: 1663, copied_from }])
+        };
+        let copied = made(Some(DatabaseDirectory { database: 1, tablespace: 1664 }));
         let dropped =
             Some(vec![StorageChange::DatabaseDropped { database: 9, tablespaces: vec![1663, 1700] }]);
         let drop = words(&[9, 2, 1663, 1700]);
-        assert_eq!(changes(0x00, 4, &words(&[9, 1663, 1, 1663]), 14), created);
+        assert_eq!(changes(0x00, 4, &words(&[9, 1663, 1, 1664]), 14), copied);
         assert_eq!(changes(0x10, 4, &drop, 14), dropped);
         assert_eq!(changes(0x20, 4, &drop, 14), None);
-        assert_eq!(changes(0x00, 4, &words(&[9, 1663, 1, 1663]), 18), created);
-        assert_eq!(changes(0x10, 4, &words(&[9, 1663]), 15), created);
+        assert_eq!(changes(0x00, 4, &words(&[9, 1663, 1, 1664]), 18), copied);
+        assert_eq!(changes(0x00, 4, &words(&[9, 1663, 1]), 18), None);
+        assert_eq!(changes(0x10, 4, &words(&[9, 1663]), 15), made(None));
         assert_eq!(changes(0x20, 4, &drop, 15), dropped);
         assert_eq!(changes(0x20, 4, &drop[..12], 15), None);
     }

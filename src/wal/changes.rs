@@ -312,6 +312,7 @@ impl LocalWal<'_> {
         let core = |index: &WalIndex| WalIndex {
             blocks: None,
             files: None,
+            databases_made: None,
             abridged: false,
             tail: crate::format::wal_index::Fragment { bytes: Vec::new(), ..index.tail.clone() },
             ..index.clone()

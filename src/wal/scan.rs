@@ -112,6 +112,7 @@ impl SegmentScanner {
                 // Layouts of a version that is not known cannot be trusted with what must not be missed.
                 blocks: header.postgresql_major().map(|_| BlockChanges::default()),
                 files: Some(FileEvents::default()),
+                databases_made: header.postgresql_major().map(|_| Vec::new()),
                 ..WalIndex::default()
             },
             ends: None,
@@ -415,6 +416,7 @@ impl SegmentScanner {
         if self.completeness == Completeness::Complete {
             self.index.verdict = RecordVerdict::Damaged { at, problem };
             self.index.blocks = None;
+            self.index.databases_made = None;
         }
     }
 }

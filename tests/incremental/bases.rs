@@ -83,40 +83,6 @@ fn a_scan_needs_logged_hint_bits_and_no_restart() {
     assert!(line.contains("the server may have been restarted at"), "{line}");
 }
 
-/// Replay would empty the new directory and copy the old one, which such a backup does not have.
-#[test]
-fn a_backup_during_which_a_database_moves_is_refused() {
-    use std::process::Stdio;
-    let site = Site::start(Cluster::builder(14).checksums(true));
-    let space = site.cluster.directory("space");
-    site.cluster.execute(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
-    site.cluster.execute("CREATE DATABASE moving");
-    site.cluster.execute("CREATE DATABASE passing");
-    let rows =
-        "CREATE TABLE t AS SELECT md5(i::text) || md5((i * 3)::text) AS x FROM generate_series(1, 100000) i";
-    site.cluster.execute_in("moving", rows);
-    let mut command = site.command(&["backup-push", "--rate-limit", "500kB"]);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("start walhold");
-    let begun = std::time::Instant::now();
-    while site.objects("backups").is_empty() {
-        assert!(begun.elapsed() < crate::support::postgres::PATIENCE, "the backup does not begin");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    site.cluster.execute("ALTER DATABASE moving SET TABLESPACE space");
-    site.cluster.execute("CREATE DATABASE copied TEMPLATE passing");
-    site.cluster.execute("DROP DATABASE passing");
-    let output = child.wait_with_output().expect("wait for walhold");
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(3), "{log}");
-    assert!(
-        log.contains("ERROR: database moving was moved to another tablespace while it was backed up, which PostgreSQL cannot recover  HINT: take the backup again"),
-        "{log}"
-    );
-    assert!(log.contains("databases were created (copied) and dropped (passing): "), "{log}");
-    assert!(site.list().is_empty());
-    assert_restores(&site, &site.back_up(), "again");
-}
-
 /// After a recovery the summarizer may look for ever for a segment that only the archive has: no backup waits for it.
 #[test]
 fn a_summarizer_that_fails_is_not_waited_for() {

@@ -91,17 +91,16 @@ fn finish_prepared(cluster: &Cluster, random: &mut Random) {
     }
 }
 
-/// Databases come, change, move and go. None is copied during a backup: that its template may not change then is PostgreSQL's own
-/// limit ("Caveats" of continuous archiving in its manual).
+/// Databases come, change, move and go. During a backup none is made by copying files: that its template may not change then is
+/// PostgreSQL's own limit ("Caveats" of continuous archiving in its manual).
 fn change_database(cluster: &Cluster, random: &mut Random, step: u64, during: During) {
     let database = (*random.pick(&["one", "two"])).to_owned();
     if !cluster.databases().contains(&database) {
-        if during == During::Backup {
-            return;
-        }
-        let strategy = match cluster.major() {
-            15.. => *random.pick(&["STRATEGY wal_log", "STRATEGY file_copy"]),
-            _ => "",
+        let strategy = match (cluster.major(), during) {
+            (15.., During::Peace) => *random.pick(&["STRATEGY wal_log", "STRATEGY file_copy"]),
+            (15.., During::Backup) => "STRATEGY wal_log",
+            (_, During::Peace) => "",
+            (_, During::Backup) => return,
         };
         let others = cluster.databases();
         let template = others.iter().find(|name| *name != "postgres").map_or("template1", String::as_str);

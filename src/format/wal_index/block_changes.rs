@@ -144,7 +144,7 @@ impl BlockChanges {
             StorageChange::Removed { relations, .. } => {
                 relations.iter().for_each(|relation| self.set_limit(*relation, EVERY_FORK, 0));
             }
-            StorageChange::DatabaseCreated { database, tablespace } => {
+            StorageChange::DatabaseCreated { database, tablespace, .. } => {
                 self.set_limit(whole_database(*tablespace, *database), ForkNumber::MAIN, 0);
             }
             StorageChange::DatabaseDropped { database, tablespaces } => {

@@ -24,6 +24,7 @@ const ABANDONED: u16 = 11;
 const ABRIDGED: u16 = 12;
 const BLOCKS: u16 = 13;
 const FILE_EVENTS: u16 = 14;
+const DATABASES_MADE: u16 = 15;
 
 mod changes;
 
@@ -102,6 +103,9 @@ impl WalIndex {
         if let Some(events) = &self.files {
             out.section(FILE_EVENTS, |out| out.file_events(events));
         }
+        if let Some(made) = &self.databases_made {
+            out.section(DATABASES_MADE, |out| out.databases_made(made));
+        }
         out.bytes
     }
 
@@ -114,7 +118,7 @@ impl WalIndex {
             let tag = u16::from_le_bytes(sections.array()?);
             let length = u32::from_le_bytes(sections.array()?);
             let payload = sections.take(u64::from(length))?;
-            let known = 1u32.checked_shl(u32::from(tag)).filter(|_| (SPAN..=FILE_EVENTS).contains(&tag));
+            let known = 1u32.checked_shl(u32::from(tag)).filter(|_| (SPAN..=DATABASES_MADE).contains(&tag));
             let Some(bit) = known else { continue };
             let mut section = Reader { rest: payload, section: tag };
             if seen & bit != 0 {
@@ -269,6 +273,7 @@ impl<'a> Reader<'a> {
             ABRIDGED => index.abridged = true,
             BLOCKS => index.blocks = Some(self.blocks()?),
             FILE_EVENTS => index.files = Some(self.file_events()?),
+            DATABASES_MADE => index.databases_made = Some(self.databases_made()?),
             _ => {}
         }
         Ok(())

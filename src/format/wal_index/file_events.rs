@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{TransactionEnd, push_limited};
 use crate::pg::wal_event::Outcome;
 use crate::pg::wal_record::RelFileLocator;
-use crate::pg::wal_storage::StorageChange;
+use crate::pg::wal_storage::{DatabaseDirectory, StorageChange};
 use crate::pg::{Lsn, PgTimestamp};
 
 /// The most removed relations that an index names; more are counted.
@@ -52,6 +52,18 @@ pub struct DatabaseRemoval {
     pub tablespaces: Vec<u32>,
     /// When the transaction committed; `null` if its commit is in a later segment: look for the xid there.
     pub time: Option<PgTimestamp>,
+}
+
+/// A record that made a database's directory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct DatabaseMaking {
+    /// Where the record begins.
+    pub lsn: Lsn,
+    /// The directory.
+    pub directory: DatabaseDirectory,
+    /// What its files were copied from, where its pages are not logged: `STRATEGY file_copy`, a move to another tablespace, and all of
+    /// PostgreSQL before 15.
+    pub copied_from: Option<DatabaseDirectory>,
 }
 
 /// A tablespace made or dropped.

@@ -4,9 +4,10 @@ use super::{ParseWalIndexError, Reader, Writer};
 use crate::format::wal_index::LIST_LIMIT;
 use crate::format::wal_index::block_changes::{BlockChanges, EVERY_FORK};
 use crate::format::wal_index::file_events::{
-    DatabaseRemoval, FileEvents, REMOVED_LIMIT, Removal, TablespaceEvent, TablespaceEventKind,
+    DatabaseMaking, DatabaseRemoval, FileEvents, REMOVED_LIMIT, Removal, TablespaceEvent, TablespaceEventKind,
 };
 use crate::pg::wal_record::{ForkNumber, RelFileLocator};
+use crate::pg::wal_storage::DatabaseDirectory;
 
 /// An index whose blocks take more than this is written without them.
 pub(super) const BLOCKS_LIMIT: usize = 1 << 20;
@@ -92,6 +93,21 @@ impl Writer {
                 TablespaceEventKind::Dropped => self.varint(1),
             }
         }
+    }
+
+    pub(super) fn databases_made(&mut self, made: &[DatabaseMaking]) {
+        self.varint(made.len() as u64);
+        for making in made {
+            self.lsn(making.lsn);
+            self.database_directory(making.directory);
+            self.varint(u64::from(making.copied_from.is_some()));
+            making.copied_from.into_iter().for_each(|from| self.database_directory(from));
+        }
+    }
+
+    fn database_directory(&mut self, directory: DatabaseDirectory) {
+        self.varint(u64::from(directory.database));
+        self.varint(u64::from(directory.tablespace));
     }
 }
 
@@ -202,5 +218,23 @@ impl Reader<'_> {
                 Ok(TablespaceEvent { lsn, xid, tablespace, kind })
             })?,
         })
+    }
+
+    pub(super) fn databases_made(&mut self) -> Result<Vec<DatabaseMaking>, ParseWalIndexError> {
+        self.list(4, LIST_LIMIT, |reader| {
+            Ok(DatabaseMaking {
+                lsn: reader.lsn()?,
+                directory: reader.database_directory()?,
+                copied_from: match reader.varint()? {
+                    0 => None,
+                    1 => Some(reader.database_directory()?),
+                    _ => return Err(reader.error("neither yes nor no")),
+                },
+            })
+        })
+    }
+
+    fn database_directory(&mut self) -> Result<DatabaseDirectory, ParseWalIndexError> {
+        Ok(DatabaseDirectory { database: self.u32()?, tablespace: self.u32()? })
     }
 }

@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::format::wal_index::{
-    BlockChanges, DatabaseRemoval, FileEvents, Removal, TablespaceEvent, TablespaceEventKind,
+    BlockChanges, DatabaseMaking, DatabaseRemoval, FileEvents, Removal, TablespaceEvent, TablespaceEventKind,
 };
 use crate::pg::wal_record::{BlockReference, ForkNumber, RelFileLocator};
-use crate::pg::wal_storage::StorageChange;
+use crate::pg::wal_storage::{DatabaseDirectory, StorageChange};
 
 /// One of everything.
 fn full() -> WalIndex {
@@ -71,6 +71,7 @@ fn full() -> WalIndex {
         },
         blocks: Some(some_blocks()),
         files: Some(some_file_events()),
+        databases_made: Some(some_makings()),
     }
 }
 
@@ -98,7 +99,11 @@ fn some_blocks() -> BlockChanges {
     blocks.add_storage_change(&cut);
     let gone = StorageChange::Removed { relations: vec![relation(5, 16390)], outcome: Outcome::Aborted };
     blocks.add_storage_change(&gone);
-    blocks.add_storage_change(&StorageChange::DatabaseCreated { database: 7, tablespace: 1663 });
+    blocks.add_storage_change(&StorageChange::DatabaseCreated {
+        database: 7,
+        tablespace: 1663,
+        copied_from: None,
+    });
     blocks
 }
 
@@ -126,6 +131,12 @@ fn some_file_events() -> FileEvents {
     }
 }
 
+fn some_makings() -> Vec<DatabaseMaking> {
+    let directory = |database| DatabaseDirectory { database, tablespace: 1663 };
+    let making = |copied_from| DatabaseMaking { lsn: Lsn::new(0x800), directory: directory(7), copied_from };
+    vec![making(None), making(Some(directory(4)))]
+}
+
 /// The bytes of version 1, for good: later versions must read them.
 const FULL: &str = "\
     0100 17000000 0f8080408080800180808001a8804080fe3f80fe7fac02 \
@@ -142,7 +153,8 @@ const FULL: &str = "\
     0c00 00000000 \
     0d00 28000000 0501ff0c00ec0901fcffffff1f03ff0c058080010a0201010c20000100f206000003ff0c07000000 \
     0e00 47000000 018008bc050a0302ff0c05868001ff0c05878001028006be050702ff0c908001008006be050702ff0c90800101010\
-    28004bf0590800100072f7372762fc3a98004bf0590800101";
+    28004bf0590800100072f7372762fc3a98004bf0590800101 \
+    0f00 10000000 0280100 7ff0c00 80100 7ff0c0104ff0c";
 
 #[test]
 fn goes_both_ways() {
@@ -153,10 +165,10 @@ fn goes_both_ways() {
     assert_eq!(WalIndex::decode(&empty.encode()), Ok(empty));
 }
 
-/// What was written before the sections 13 and 14 is an index that says nothing about blocks and files.
+/// What was written before the sections 13 to 15 is an index that says nothing about blocks and files.
 #[test]
 fn an_older_index_says_nothing_about_blocks() {
-    let older = WalIndex { blocks: None, files: None, ..full() };
+    let older = WalIndex { blocks: None, files: None, databases_made: None, ..full() };
     let bytes = older.encode();
     assert!(full().encode().starts_with(&bytes));
     assert_eq!(WalIndex::decode(&bytes), Ok(older));
@@ -195,7 +207,7 @@ fn every_truncation_is_refused_or_lacks_sections() {
 fn unknown_sections_are_passed_over() {
     let mut bytes = vec![0x34, 0x12, 3, 0, 0, 0, 1, 2, 3];
     bytes.extend(full().encode());
-    bytes.extend([15, 0, 0, 0, 0, 0]);
+    bytes.extend([16, 0, 0, 0, 0, 0]);
     assert_eq!(WalIndex::decode(&bytes), Ok(full()));
 }
 
