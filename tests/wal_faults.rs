@@ -15,6 +15,8 @@ use support::archive::Run;
 use support::cloud::Cloud;
 use support::fault_proxy::Fault;
 use support::postgres::PATIENCE;
+use support::postgres::installation::ServerUser;
+use support::program::walhold;
 use support::stores::{BUCKET, Conditions, SECRET_KEY};
 use support::wal_files::{default_files, incompressible, large_files, small_files};
 
@@ -317,6 +319,47 @@ fn killed_at(cloud: &Cloud, segment: &str, bytes: &[u8], pattern: &str, fault: F
     assert_eq!(leftovers, temporary, "{what}");
     for path in temporary.iter().chain(&objects) {
         fs::remove_file(cloud.server.bucket_directory().join(path)).expect("clear for the next one");
+    }
+}
+
+/// A shell that looks like PostgreSQL's process, since PostgreSQL's own would not be killed alone by any means of its own.
+#[test]
+fn a_fetch_that_outlives_its_server_delivers_nothing_to_the_next_one() {
+    let (cloud, segment, _) = with_segments();
+    let postgres = cloud.archive.path("state/postgres");
+    fs::copy("/bin/sh", &postgres).expect("copy the shell");
+    let call = format!("{} wal-fetch {segment} pg_wal/RECOVERYXLOG; true", walhold().display());
+    for (script, is_killed) in [
+        (call.clone(), false),
+        (call.clone(), true),
+        // A shell between them lives on.
+        (format!("sh -c '{call}'; true"), true),
+    ] {
+        cloud.proxy.set_matching(segment, 1, Fault::Delay(Duration::from_secs(1)));
+        let mut command = ServerUser::get().command(&postgres);
+        for (name, value) in cloud.archive.command([]).get_envs() {
+            value.map(|value| command.env(name, value));
+        }
+        command.env("WALHOLD_WAL_FETCH_DEADLINE", "30s");
+        command.current_dir(cloud.archive.path("data")).args(["-c", &script]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("start it");
+        let begun = Instant::now();
+        while !cloud.proxy.seen().iter().any(|request| request.contains(segment)) {
+            assert!(begun.elapsed() < PATIENCE, "nothing was fetched");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if is_killed {
+            kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).expect("kill the server's process");
+        }
+        // Until nobody holds the other end: the command has ended too.
+        let said = String::from_utf8_lossy(&child.wait_with_output().expect("wait").stderr).into_owned();
+        let gone = "deliver pg_wal/RECOVERYXLOG: the PostgreSQL process that asked for it has ended";
+        assert_eq!(said.contains(gone), is_killed, "{said}");
+        let left = cloud.archive.pg_wal();
+        assert_eq!(left.len(), usize::from(!is_killed), "{left:?}");
+        for name in left {
+            fs::remove_file(cloud.archive.path("data/pg_wal").join(name)).unwrap();
+        }
     }
 }
 

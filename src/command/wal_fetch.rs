@@ -18,6 +18,7 @@ use crate::config::{Config, FetchOnError};
 use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
 use crate::interrupt;
+use crate::local::caller;
 use crate::local::durable::parent_of;
 use crate::pg::{ArchiveFileName, WalSegmentName};
 use crate::repository::{Patience, Repository};
@@ -41,6 +42,7 @@ pub struct WalFetchArgs {
 
 /// Runs the command.
 pub fn run(args: WalFetchArgs, config: &Config) -> Result<Outcome, Failure> {
+    caller::note();
     let name: ArchiveFileName = args.name.parse().map_err(|problem| unknown_name(&args, problem))?;
     let server = ServerDirectory::locate(&args.destination, config.pgdata.as_deref(), config.pgdata_origin)?
         .ok_or_else(|| ServerDirectoryError::NotFound { what: name.to_string() })?;

@@ -1,5 +1,6 @@
 //! The local machine: crash-safe files, the walk through PGDATA, locks and notes.
 
+pub mod caller;
 pub mod durable;
 pub mod heap;
 pub mod kill_point;

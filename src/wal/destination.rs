@@ -1,7 +1,7 @@
 //! The file that a fetch delivers: invisible until it is whole and checked, then there at once.
 //!
 //! In: a path and bytes. Out: the finished file under that path, replacing what was there. What must hold: whatever goes wrong, the path is as it was before, and
-//! nothing lies beside it. So the bytes go into a file without a name (`O_TMPFILE`), which the system removes with the process; only file systems
+//! nothing lies beside it; nothing is delivered to a server after the process that asked for it. So the bytes go into a file without a name (`O_TMPFILE`), which the system removes with the process; only file systems
 //! without such files get a named one, and what a killed process left of those is removed by the next fetch.
 
 use std::ffi::OsString;
@@ -17,6 +17,7 @@ use nix::unistd::linkat;
 
 use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
+use crate::local::caller;
 use crate::local::durable::{parent_of, sync_directory};
 use crate::local::kill_point::kill_point;
 
@@ -92,6 +93,9 @@ impl Destination {
             self.file.sync_all().map_err(|source| self.failed("sync", source))?;
         }
         kill_point("fetch: before delivery");
+        if caller::is_gone() {
+            return Err(self.failed("deliver", io::Error::new(io::ErrorKind::Interrupted, CALLER_IS_GONE)));
+        }
         self.give_name().map_err(|source| self.failed("create", source))?;
         kill_point("fetch: after delivery");
         if durability == Durability::Synced {
@@ -173,6 +177,8 @@ fn permission_bits(parent: &Path) -> io::Result<u32> {
     Ok(if group_may_read { 0o640 } else { 0o600 })
 }
 
+const CALLER_IS_GONE: &str = "the PostgreSQL process that asked for it has ended";
+
 const STAGING_MARK: &str = ".walhold-";
 
 fn staging_path(path: &Path) -> PathBuf {
@@ -214,6 +220,7 @@ impl Explain for DestinationError {
         match self.source.kind() {
             io::ErrorKind::NotFound => Cause::FileMissing,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Cause::LocalFull,
+            io::ErrorKind::Interrupted => Cause::Interrupted,
             _ => Cause::FileUnusable,
         }
     }
@@ -226,6 +233,9 @@ impl Explain for DestinationError {
             }
             Cause::LocalFull => {
                 format!("make space where {} lies; nothing was left there", self.path.display())
+            }
+            Cause::Interrupted => {
+                "nothing is lost: a server that was started since asks by itself".to_owned()
             }
             _ => "the destination's directory must be writable by the user that runs walhold".to_owned(),
         })

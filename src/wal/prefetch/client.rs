@@ -17,6 +17,7 @@ use crate::agent::client::keep_window_in_agent;
 use crate::config::Config;
 use crate::config::fingerprint::Fields;
 use crate::interrupt;
+use crate::local::caller;
 use crate::local::durable::parent_of;
 use crate::local::heap;
 use crate::local::kill_point::kill_point;
@@ -76,6 +77,8 @@ pub fn take(request: &WindowRequest<'_>) -> Delivery {
     let Ok(stream) = socket::connect(&directory.join(SOCKET)) else { return Delivery::NoWindow };
     let path = directory.join(request.name.to_string());
     match ask(stream, request) {
+        // Whoever fetches it instead says so.
+        Ok(Some(Answer::Ready(_))) if caller::is_gone() => Delivery::NotThere,
         Ok(Some(Answer::Ready(file))) => match deliver(&path, &file, request) {
             Ok(()) => Delivery::Delivered,
             Err(problem) => {
