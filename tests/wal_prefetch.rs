@@ -334,6 +334,17 @@ fn the_disk_space_is_bounded() {
     assert!(most <= 3 && recovery.ready().len() <= 3, "{most}, then {:?}", recovery.ready());
 }
 
+/// As when the window was not there yet when it was asked for.
+#[test]
+fn a_segment_that_was_passed_over_is_not_left() {
+    let recovery = Recovery::fill(Archive::new(small_files()), 6);
+    recovery.fetch_right(0);
+    recovery.wait_ready(1);
+    recovery.wait_ready(2);
+    assert!(was_ready(&recovery.fetch_right(2)));
+    assert!(!recovery.ready().contains(&recovery.name(1).to_owned()), "{:?}", recovery.ready());
+}
+
 #[test]
 fn an_outage_is_still_no_absence() {
     let deadline = [("WALHOLD_WAL_FETCH_DEADLINE", "3s")];

@@ -180,7 +180,7 @@ impl Window {
                 }
                 Some(Slot::Ready(ready, file)) if *ready == name => {
                     let file = *file;
-                    state.hand_out(name, number);
+                    shared.hand_out(&mut state, name, number);
                     shared.changed.notify_all();
                     return match std::fs::symlink_metadata(shared.path(name)) {
                         Ok(found) if WindowFile::of(&found) == file => Taken::Ready(file),
@@ -199,7 +199,7 @@ impl Window {
                 }
                 None => {
                     state.grow(shared.settings.most());
-                    state.hand_out(name, number);
+                    shared.hand_out(&mut state, name, number);
                     state.handed = None;
                     shared.changed.notify_all();
                     return Taken::No;
@@ -257,7 +257,8 @@ impl State {
         ahead && on_line
     }
 
-    fn hand_out(&mut self, name: WalSegmentName, number: u64) {
+    /// The slots up to this one, which are over.
+    fn hand_out(&mut self, name: WalSegmentName, number: u64) -> BTreeMap<u64, Slot> {
         self.calm += 1;
         if self.calm >= CALM {
             self.calm = 0;
@@ -266,10 +267,11 @@ impl State {
                 self.size = (self.size - 1).max(FIRST_SIZE.min(self.size));
             }
         }
-        self.slots = self.slots.split_off(&(number + 1));
         self.next = number + 1;
         self.last = name;
         self.handed = Some(name);
+        let following = self.slots.split_off(&self.next);
+        std::mem::replace(&mut self.slots, following)
     }
 
     /// The next segment to fetch: the first without a slot, unless something before it is missing.
@@ -300,6 +302,18 @@ impl Shared {
 
     fn path(&self, name: WalSegmentName) -> PathBuf {
         self.settings.directory.join(name.to_string())
+    }
+
+    /// Whoever asks for a segment asks for none before it any more: one that was had another way, because the keeper did not listen yet or
+    /// was too slow, must not lie here until the window ends.
+    fn hand_out(&self, state: &mut State, name: WalSegmentName, number: u64) {
+        for slot in state.hand_out(name, number).into_values() {
+            if let Slot::Ready(passed, _) = slot
+                && passed != name
+            {
+                let _ = std::fs::remove_file(self.path(passed));
+            }
+        }
     }
 
     /// Forgets everything: recovery is elsewhere.
