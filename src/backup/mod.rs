@@ -180,6 +180,7 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
             elapsed: began.elapsed(),
         })
     })
+    .map_err(|error| session::lost_if_closed(&mut session, error))
     .inspect(|_| intent::clean_up(request.repository, request.cluster, &id))
 }
 
@@ -382,7 +383,7 @@ fn copy_until_stopped(
         copying.wait_read(|| watch.look(session))?;
         // The server need not wait until the last packs are on disk.
         let stopped = match copying.is_sound() {
-            true => Some((session::stop(session)?, lost_databases::ask(session)?)),
+            true => Some((session.stop_backup()?, lost_databases::ask(session)?)),
             false => None,
         };
         let copied = copying.finish()?;

@@ -46,11 +46,12 @@ fn lost(error: ClientError) -> BackupError {
     BackupError::SessionLost(error.to_string())
 }
 
-/// Ends the backup on the server.
-pub fn stop(session: &mut Session) -> Result<StoppedBackup, BackupError> {
-    let result = session.stop_backup();
-    let closed = session.client().is_closed();
-    result.map_err(|error| if closed { lost(error) } else { error.into() })
+/// Whatever could not be asked because the session is gone, that it is gone is what matters: the server has ended the backup.
+pub fn lost_if_closed(session: &mut Session, error: BackupError) -> BackupError {
+    match error {
+        BackupError::Client(error) if session.client().is_closed() => lost(error),
+        other => other,
+    }
 }
 
 /// The tablespaces that the walk found links to, with their names.

@@ -195,7 +195,7 @@ impl Cluster {
     /// A running standby of a running cluster without tablespaces, streaming from it.
     pub fn standby_of(primary: &Cluster) -> Cluster {
         let mut standby = Cluster::prepare(primary.installation.major, None, false);
-        primary.copy_while_running(&standby.data);
+        primary.copy_while_running(&standby.data, || {});
         standby.configure(
             "primary_conninfo",
             &format!("host={} port={} user={SUPERUSER}", primary.socket_directory().display(), primary.port),
@@ -488,8 +488,8 @@ impl Cluster {
         segment
     }
 
-    /// Copies the data directory as a base backup would, but with cp's means.
-    fn copy_while_running(&self, target: &Path) {
+    /// Copies the data directory as a base backup would, but with cp's means; `begun` runs before anything is copied.
+    pub fn copy_while_running(&self, target: &Path, begun: impl FnOnce()) {
         assert_eq!(
             self.value("SELECT count(*) FROM pg_tablespace"),
             "2",
@@ -501,6 +501,7 @@ impl Cluster {
             _ => ("pg_start_backup('copy', true, false)", "pg_stop_backup(false, false)"),
         };
         query(&mut session, &format!("SELECT {start}")).expect("start a backup");
+        begun();
         let contents_skipped = [
             "pg_wal",
             "pg_replslot",

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use walhold::format::wal_index::{BlockChanges, SegmentFacts, TablespaceEventKind};
 use walhold::pg::wal_record::{ForkNumber, RelFileLocator};
+use walhold::pg::wal_storage::DatabaseDirectory;
 use walhold::pg::{Lsn, TimelineId};
 
 use crate::blocks_workload::run_random;
@@ -101,6 +102,8 @@ struct Model {
     changes: Changes,
     removed: Vec<(u32, u32, u32)>,
     dropped_databases: Vec<u32>,
+    /// Tablespace and database, of the new directory and of the one that it is copied from.
+    made_databases: Vec<(String, Option<String>)>,
     tablespaces: Vec<String>,
 }
 
@@ -159,12 +162,12 @@ impl Model {
             }
             // Tablespace first, then database.
             "Database CREATE_FILE_COPY" | "Database CREATE_WAL_LOG" | "Database DROP" => {
-                let all = text.split(' ').filter(|word| word.contains('/'));
-                let places: Vec<&str> = if record.kind == "Database CREATE_FILE_COPY" {
-                    all.skip(1).collect()
-                } else {
-                    all.collect()
-                };
+                let mut places: Vec<&str> = text.split(' ').filter(|word| word.contains('/')).collect();
+                let origin =
+                    (record.kind == "Database CREATE_FILE_COPY").then(|| places.remove(0).to_owned());
+                if record.kind != "Database DROP" {
+                    self.made_databases.push((places[0].to_owned(), origin));
+                }
                 assert!(!places.is_empty(), "{text}");
                 for place in &places {
                     let (tablespace, database) = place.split_once('/').expect("a directory");
@@ -229,6 +232,11 @@ fn compare_with_records(records: &[Record], facts: &[SegmentFacts]) {
         assert_eq!(removed, model.removed, "{}", index.start);
         let dropped: Vec<u32> = files.databases.iter().map(|removal| removal.database).collect();
         assert_eq!(dropped, model.dropped_databases, "{}", index.start);
+        let made = index.databases_made.as_ref().expect("databases that were made are known");
+        let path = |directory: &DatabaseDirectory| format!("{}/{}", directory.tablespace, directory.database);
+        let made: Vec<_> =
+            made.iter().map(|m| (path(&m.directory), m.copied_from.as_ref().map(path))).collect();
+        assert_eq!(made, model.made_databases, "{}", index.start);
         let tablespaces: Vec<String> = files
             .tablespaces
             .iter()
