@@ -5,6 +5,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use walhold::codec::decode::{Expected, decode_object, read_tail};
+use walhold::codec::encode::ObjectWriter;
+use walhold::codec::{Compression, Sealing};
+use walhold::format::envelope::{ObjectFacts, ObjectKind};
+use walhold::format::wal_index::WalIndex;
+use walhold::pg::SystemIdentifier;
+use walhold::repository::RepositoryObject;
 
 use crate::clone::assert_restores;
 use crate::site::Site;
@@ -58,11 +65,18 @@ impl Stopped {
 /// What is done during a backup, and what its refusal says; then another backup is taken, and restores.
 #[track_caller]
 fn refused(major: u32, work: &[&str], problem: &str) {
+    refused_with(major, work, |_| {}, problem);
+}
+
+/// The same, and something else is done after that.
+#[track_caller]
+fn refused_with(major: u32, work: &[&str], more: impl FnOnce(&Site), problem: &str) {
     let site = site(major);
     let space = site.cluster.directory("space");
     site.cluster.execute(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
     let backup = Stopped::begin(&site);
     work.iter().for_each(|statement| site.cluster.execute(statement));
+    more(&site);
     let output = backup.finish();
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{log}");
@@ -130,6 +144,45 @@ fn a_copy_of_a_template_that_is_dropped_before_15() {
 #[test]
 fn a_copy_of_files_of_a_template_that_is_dropped() {
     refused(15, &["CREATE DATABASE copy TEMPLATE one STRATEGY file_copy", "DROP DATABASE one"], COPIED);
+}
+
+/// Makes the archive's newest segment one of an earlier walhold, whose index does not tell of databases that are made.
+fn forget_what_was_made(site: &Site) {
+    let name = site.cluster.archive_now();
+    let (repository, keys) = (site.open(), site.keys());
+    let object =
+        site.objects("wal").into_iter().find(|object| object.key.name() == name).expect("the segment");
+    let system = site.cluster.value("SELECT system_identifier FROM pg_control_system()");
+    let facts = ObjectFacts {
+        kind: ObjectKind::WalSegment,
+        name,
+        system_identifier: SystemIdentifier::new(system.parse().expect("a number")),
+        segment_size: None,
+    };
+    let source = RepositoryObject { repository: &repository, object: &object };
+    let expected = Expected { facts: &facts, key: &object.key };
+    let tail = read_tail(&source, &expected, &keys).expect("read its end");
+    let index = WalIndex::decode(&tail.index).expect("read its index");
+    assert!(index.databases_made.as_ref().is_some_and(|made| !made.is_empty()), "{index:?}");
+    let mut segment = Vec::new();
+    let read = decode_object(&source, &expected, &keys, &mut |bytes| {
+        segment.extend_from_slice(bytes);
+        Ok(())
+    });
+    read.expect("read it");
+    let sealing = Sealing { compression: Compression::Zstd(1), key: None, workers: None };
+    let mut writer =
+        ObjectWriter::new(&tail.facts, &object.key, &sealing, Vec::new()).expect("write it anew");
+    segment.chunks(1 << 20).for_each(|chunk| drop(writer.write_chunk(chunk).expect("write it anew")));
+    let older = WalIndex { databases_made: None, ..index };
+    let (_, bytes) = writer.finish(&older.encode()).expect("write it anew");
+    std::fs::write(site.repository.join(&object.path), bytes).expect("replace it");
+}
+
+#[test]
+fn a_segment_whose_index_says_nothing_is_read() {
+    let work = ["CREATE DATABASE copy TEMPLATE one STRATEGY file_copy", "DROP DATABASE one"];
+    refused_with(15, &work, forget_what_was_made, COPIED);
 }
 
 #[test]
