@@ -173,7 +173,9 @@ fn forget_what_was_made(site: &Site) {
     let sealing = Sealing { compression: Compression::Zstd(1), key: None, workers: None };
     let mut writer =
         ObjectWriter::new(&tail.facts, &object.key, &sealing, Vec::new()).expect("write it anew");
-    segment.chunks(1 << 20).for_each(|chunk| drop(writer.write_chunk(chunk).expect("write it anew")));
+    for chunk in segment.chunks(1 << 20) {
+        writer.write_chunk(chunk).expect("write it anew");
+    }
     let older = WalIndex { databases_made: None, ..index };
     let (_, bytes) = writer.finish(&older.encode()).expect("write it anew");
     std::fs::write(site.repository.join(&object.path), bytes).expect("replace it");
