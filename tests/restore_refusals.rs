@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use support::archive::{Run, contents};
 use support::fault_proxy::{Fault, FaultProxy};
-use support::postgres::installation::ServerUser;
-use support::postgres::{Cluster, copy_tree};
+use support::postgres::installation::{ServerUser, debian_program};
+use support::postgres::{Cluster, PATIENCE, StopMode, copy_tree};
 use support::site::{Site, count};
 use support::stores::{ACCESS_KEY, BUCKET, Conditions, S3Server, SECRET_KEY};
 use support::tmpfs::Tmpfs;
@@ -298,6 +298,32 @@ fn directories_that_must_not_be_touched_are_refused() {
             programs.display()
         ),
     );
+}
+
+/// It notes its process in another way than a server of many users.
+#[test]
+fn the_directory_of_a_server_in_single_user_mode_is_not_touched() {
+    let mut site = Site::start(Cluster::builder(15));
+    site.cluster.stop(StopMode::Fast);
+    let data = site.cluster.data_directory();
+    let mut command = ServerUser::get().command(debian_program("postgres"));
+    command.args(["--single", "-D"]).arg(data).arg("postgres").stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut single = command.spawn().expect("start PostgreSQL");
+    let begun = Instant::now();
+    while !data.join("postmaster.pid").exists() {
+        assert!(begun.elapsed() < PATIENCE, "PostgreSQL did not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let run = site.restore(data, &["--delta"]);
+    assert_eq!(run.status, Some(3), "{run:?}");
+    assert!(
+        run.error_line().starts_with(&format!("a server (process {}) is running in ", single.id())),
+        "{run:?}"
+    );
+    assert!(!data.join("walhold-restore-unfinished").exists());
+    drop(single.stdin.take());
+    assert!(single.wait().expect("wait for PostgreSQL").success());
+    site.restore(data, &["--delta"]).expect_success();
 }
 
 #[test]

@@ -501,10 +501,14 @@ pub enum DecodeError {
 impl DecodeError {
     /// Whether it is the object that is wrong, not the way to it, a key, or where its bytes go.
     pub fn is_damage(&self) -> bool {
-        matches!(
-            self,
-            DecodeError::Damaged { .. } | DecodeError::OtherObject { .. } | DecodeError::OtherCluster { .. }
-        )
+        match self {
+            DecodeError::Damaged { .. }
+            | DecodeError::OtherObject { .. }
+            | DecodeError::OtherCluster { .. } => true,
+            // One that became shorter since it was listed.
+            DecodeError::Source(error) => error.exit_cause() == Cause::Damaged,
+            _ => false,
+        }
     }
 }
 

@@ -348,11 +348,7 @@ impl DeepCheck<'_> {
 
 /// Whether a failed read says something about the object, or about the way to it.
 fn settle(error: DecodeError) -> Result<Option<String>, Failure> {
-    match &error {
-        error if error.is_damage() => Ok(Some(error.to_string())),
-        DecodeError::Source(source) if source.exit_cause() == Cause::Damaged => Ok(Some(error.to_string())),
-        _ => Err(error.into()),
-    }
+    if error.is_damage() { Ok(Some(error.to_string())) } else { Err(error.into()) }
 }
 
 /// An object that is read no faster than allowed.
