@@ -465,6 +465,14 @@ fn postgresql_archives_through_it_while_it_is_killed_and_comes_back() {
         if let Some(archiver) = stopped {
             kill(archiver, Signal::SIGCONT).expect("let the archiver go on");
             cluster.archive_now();
+            let [agent, repository] = [["agent", "status"].as_slice(), &["wal-verify"]].map(|words| {
+                let mut command = walhold_command();
+                let output = command.envs(environment).args(words).arg("--json").output().expect("ask");
+                serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
+            });
+            let newest = &agent["archives"][0]["newest_commit"];
+            assert!(newest.is_string() && *newest == repository["systems"][0]["newest_commit"], "{agent}");
+            assert!(agent["archives"][0]["newest_commit_age_seconds"].as_u64().unwrap() < 600, "{agent}");
         }
         if round == 2 {
             cluster.kill9();

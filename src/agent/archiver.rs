@@ -21,7 +21,7 @@ use crate::format::ClusterName;
 use crate::interrupt;
 use crate::local::durable::parent_of;
 use crate::local::kill_point::kill_point;
-use crate::pg::{ArchiveFileName, SystemIdentifier, WalSegmentName};
+use crate::pg::{ArchiveFileName, PgTimestamp, SystemIdentifier, WalSegmentName};
 use crate::repository::{Patience, Repository};
 use crate::wal::archive_file::{ArchiveFile, FileStamp};
 use crate::wal::identity::prove_recorded_here;
@@ -81,6 +81,7 @@ struct LaneState {
     ahead: u64,
     failures: u64,
     last_failure: Option<String>,
+    newest_commit: Option<PgTimestamp>,
 }
 
 struct Entry {
@@ -247,12 +248,16 @@ impl Archiver {
             if let Turn::Asked(encoded) = turn {
                 encoded();
             }
+            let last_commit = ready.last_commit();
             let pushed = ready.publish(file, &repository, &self.writing.keys);
             drop(held);
             kill_point("agent: after publish");
             let died = |_| Err(Failure::new(Cause::Internal, "internal error: the proving thread died"));
             proof.map_or(Ok(()), |proof| proof.join().unwrap_or_else(died))?;
-            Ok(pushed?)
+            let pushed = pushed?;
+            let mut state = locked(&lane.state);
+            state.newest_commit = state.newest_commit.max(last_commit);
+            Ok(pushed)
         })
     }
 
@@ -517,6 +522,11 @@ impl Lane {
             waiting: waiting as u64,
             failures: state.failures,
             last_failure: state.last_failure.clone(),
+            newest_commit: state.newest_commit,
+            newest_commit_age_seconds: state.newest_commit.and_then(|commit| {
+                let age = jiff::Timestamp::now().duration_since(commit.to_jiff()?);
+                Some(u64::try_from(age.as_secs()).unwrap_or(0))
+            }),
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit_status::Cause;
 use crate::format::Digest;
-use crate::pg::{SystemIdentifier, WalSegmentName, WalSegmentSize};
+use crate::pg::{PgTimestamp, SystemIdentifier, WalSegmentName, WalSegmentSize};
 use crate::wal::archive_file::FileStamp;
 
 /// The protocol that this build speaks.
@@ -207,6 +207,10 @@ pub struct ArchiveStatus {
     pub failures: u64,
     /// The last of them.
     pub last_failure: Option<String>,
+    /// The time of the newest commit in what this agent archived, by the server's clock.
+    pub newest_commit: Option<PgTimestamp>,
+    /// How long ago that was, by the agent's clock: what would be lost with the host now.
+    pub newest_commit_age_seconds: Option<u64>,
 }
 
 /// The cause of this name.

@@ -6,6 +6,9 @@
 //!
 //! `agent status` asks a running one how it is.
 
+use std::time::Duration;
+
+use crate::agent::protocol::ArchiveStatus;
 use crate::agent::{client, server};
 use crate::codec::{Compression, Sealing};
 use crate::config::Config;
@@ -13,7 +16,8 @@ use crate::error::Failure;
 use crate::exit_status::{Cause, Outcome};
 use crate::interrupt;
 use crate::local::heap;
-use crate::output::{self, Align, Table, human_size};
+use crate::output::{self, Align, Table, human_duration, human_size};
+use crate::pg::PgTimestamp;
 use crate::wal::push::Writing;
 
 /// Archive and prefetch for every wal-push and wal-fetch of this host
@@ -73,6 +77,16 @@ fn writing(config: &Config) -> Result<Writing, Failure> {
     Ok(Writing { sealing: Sealing { compression: config.compression, key, workers: Some(workers) }, keys })
 }
 
+/// `2026-11-21 20:49:13 UTC, 4 s ago`
+fn newest_commit(archive: &ArchiveStatus) -> String {
+    let moment = archive.newest_commit.and_then(PgTimestamp::to_jiff);
+    let age = archive.newest_commit_age_seconds.map(|age| human_duration(Duration::from_secs(age)));
+    match (moment, age) {
+        (Some(moment), Some(age)) => format!("{}, {age} ago", moment.strftime("%Y-%m-%d %H:%M:%S UTC")),
+        _ => String::new(),
+    }
+}
+
 fn show_status(config: &Config, json: bool) -> Result<Outcome, Failure> {
     let socket = &config.agent_socket;
     let status = client::status(socket).map_err(|error| {
@@ -107,6 +121,7 @@ fn show_status(config: &Config, json: bool) -> Result<Outcome, Failure> {
         ("ahead", Align::Right),
         ("waiting", Align::Right),
         ("failures", Align::Right),
+        ("newest commit", Align::Left),
         ("directory", Align::Left),
     ]);
     for archive in &status.archives {
@@ -117,6 +132,7 @@ fn show_status(config: &Config, json: bool) -> Result<Outcome, Failure> {
             archive.ahead.to_string(),
             archive.waiting.to_string(),
             archive.failures.to_string(),
+            newest_commit(archive),
             archive.directory.display().to_string(),
         ]);
     }

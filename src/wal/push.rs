@@ -3,6 +3,8 @@
 //! In: an [`ArchiveFile`], checked. Out: a durable object, new or found there with the same content. What must hold: nothing stored is replaced; the same
 //! name with other content is an error; a file that changed on the way is not published.
 
+use std::cell::Cell;
+
 use crate::codec::decode::{DecodeError, Expected, ObjectTail, decode_object, read_tail};
 use crate::codec::encode::{
     ChunkSource, EncodeError, EncodeKit, Encoded, ObjectSink, SinkError, encode_object, encode_object_alone,
@@ -14,7 +16,7 @@ use crate::format::envelope::CHUNK_SIZE;
 use crate::format::wal_index::RecordVerdict;
 use crate::format::{ClusterName, ObjectKey, keys};
 use crate::local::kill_point::kill_point;
-use crate::pg::ArchiveFileName;
+use crate::pg::{ArchiveFileName, PgTimestamp};
 use crate::repository::{
     Naming, Publication, Published, Repository, RepositoryError, RepositoryObject, StoredObject,
 };
@@ -75,6 +77,7 @@ pub struct EncodedFile {
     key: ObjectKey,
     publication: Publication,
     encoded: Encoded,
+    last_commit: Option<PgTimestamp>,
 }
 
 /// The first half of [`push_file`]: all the work on the file's bytes. `grown` is told, before it happens, how much will be held in memory until the store has it.
@@ -91,7 +94,8 @@ pub fn encode_file(
     let mut publication =
         repository.publish(&key, naming, file.length().saturating_add(ENVELOPE_ALLOWANCE))?;
     let source = FileChunks { file, position: 0, scanner: scanner_for(file) };
-    let index = |source: FileChunks<'_>| source.into_index();
+    let last_commit = Cell::new(None);
+    let index = |source: FileChunks<'_>| source.into_index(&last_commit);
     let (facts, sealing) = (&file.facts, &writing.sealing);
     let sink = &mut Watched { publication: &mut publication, written: 0, grown };
     let encoded = match crew {
@@ -99,7 +103,7 @@ pub fn encode_file(
         Crew::Alone(kit) => encode_object_alone(source, facts, &key, sealing, kit, index, sink),
     }?;
     file.check_unchanged()?;
-    Ok(EncodedFile { key, publication, encoded })
+    Ok(EncodedFile { key, publication, encoded, last_commit: last_commit.get() })
 }
 
 /// A publication that says how large it becomes.
@@ -118,6 +122,11 @@ impl ObjectSink for Watched<'_> {
 }
 
 impl EncodedFile {
+    /// The time of the last commit in it.
+    pub fn last_commit(&self) -> Option<PgTimestamp> {
+        self.last_commit
+    }
+
     /// Bytes that are held in memory until the store has them.
     pub fn held(&self, repository: &Repository) -> u64 {
         if repository.is_directory() { 0 } else { self.encoded.stored_length.min(MOST_HELD) }
@@ -130,7 +139,7 @@ impl EncodedFile {
         repository: &Repository,
         keys: &KeyRing,
     ) -> Result<Pushed, PushError> {
-        let EncodedFile { key, publication, encoded } = self;
+        let EncodedFile { key, publication, encoded, .. } = self;
         kill_point("push: before publish");
         let published = publication.finish(&encoded.digest)?;
         kill_point("push: after publish");
@@ -208,7 +217,7 @@ struct FileChunks<'a> {
 
 impl FileChunks<'_> {
     /// What the pass learned. Damage is archived all the same, because refusing it would fill pg_wal and save nothing, but it is said.
-    fn into_index(self) -> Vec<u8> {
+    fn into_index(self, last_commit: &Cell<Option<PgTimestamp>>) -> Vec<u8> {
         let Some(scanner) = self.scanner else { return Vec::new() };
         let index = scanner.finish();
         if let RecordVerdict::Damaged { at, problem } = &index.verdict {
@@ -217,6 +226,7 @@ impl FileChunks<'_> {
                 self.file.name
             );
         }
+        last_commit.set(index.transactions.and_then(|span| span.last_commit).map(|end| end.time));
         index.encode()
     }
 }
