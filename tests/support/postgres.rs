@@ -121,7 +121,7 @@ impl ClusterBuilder {
 /// The superuser's password where connections need one.
 pub const PASSWORD: &str = "correct horse: battery\\staple";
 
-const FAST_SETTINGS: [(&str, &str); 8] = [
+const FAST_SETTINGS: [(&str, &str); 9] = [
     ("fsync", "off"),
     ("shared_buffers", "32MB"),
     ("max_connections", "20"),
@@ -130,6 +130,8 @@ const FAST_SETTINGS: [(&str, &str); 8] = [
     ("timezone", "UTC"),
     ("log_line_prefix", "%m [%p] %q%a "),
     ("log_checkpoints", "on"),
+    // In the data directory, which goes with the test: what a killed server leaves in /dev/shm stays.
+    ("dynamic_shared_memory_type", "mmap"),
 ];
 
 /// A data directory and, while started, its server.

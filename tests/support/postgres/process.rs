@@ -47,9 +47,7 @@ impl Server {
     /// The status line that pg_ctl looks at too (`LOCK_FILE_LINE_PM_STATUS`), if the file is this server's.
     fn status(&self) -> Option<String> {
         let text = fs::read_to_string(&self.pid_file).ok()?;
-        let mut lines = text.lines();
-        (lines.next()?.trim() == self.child.id().to_string())
-            .then(|| lines.nth(6).unwrap_or_default().trim().to_owned())
+        self.noted_in(&text).then(|| text.lines().nth(7).unwrap_or_default().trim().to_owned())
     }
 
     pub fn wait_ready(&mut self, patience: Duration) -> Result<(), String> {
@@ -104,6 +102,22 @@ impl Server {
         while descendants.iter().any(|pid| is_alive(*pid)) && begun.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(5));
         }
+        self.release_shared_memory();
+    }
+
+    /// The next server of the directory would remove what a killed one leaves, but mostly there is none, and the system has few such
+    /// segments (`kernel.shmmni`) for all that is killed here in a day.
+    fn release_shared_memory(&self) {
+        let Ok(text) = fs::read_to_string(&self.pid_file) else { return };
+        // Key and number (`LOCK_FILE_LINE_SHMEM_KEY`).
+        let segment = text.lines().nth(6).and_then(|line| line.split_whitespace().nth(1));
+        if let Some(segment) = segment.filter(|_| self.noted_in(&text)) {
+            let _ = Command::new("ipcrm").args(["-m", segment]).stderr(Stdio::null()).status();
+        }
+    }
+
+    fn noted_in(&self, pid_file: &str) -> bool {
+        pid_file.lines().next().is_some_and(|line| line.trim() == self.child.id().to_string())
     }
 }
 
