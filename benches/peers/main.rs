@@ -223,7 +223,7 @@ fn restore_once(bench: &Bench, cluster: &Cluster, tool: Tool, round: usize) -> C
         let quoted: Vec<String> = call.words.iter().map(|word| format!("'{word}'")).collect();
         call.words = vec!["sh".to_owned(), "-c".to_owned(), format!("{} && sync", quoted.join(" "))];
     }
-    // The copy stays until the run's directory goes: ext4 looks long for inodes right after many were deleted, and whichever tool
-    // came next would pay for it.
+    // The copy stays until the run's directory goes: ext4 without a journal looks long for inodes right after many were deleted, and
+    // whichever tool came next would pay for it.
     measure(&call)
 }
