@@ -138,6 +138,11 @@ pub fn duration_exact(length: Duration) -> String {
     format!("{milliseconds}ms")
 }
 
+/// How old what happened at `earlier` is. 0 for a moment in the future: two clocks never agree.
+pub fn seconds_between(earlier: jiff::Timestamp, later: jiff::Timestamp) -> u64 {
+    u64::try_from(later.duration_since(earlier).as_secs()).unwrap_or(0)
+}
+
 /// A duration for people: `0.25 s`, `42 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`.
 pub fn human_duration(length: Duration) -> String {
     let seconds = length.as_secs();

@@ -38,22 +38,7 @@ fn site_with_table(builder: ClusterBuilder) -> Site {
     site
 }
 
-trait Changed {
-    fn pg_wal(&self) -> PathBuf;
-
-    fn changes(
-        &self,
-        cluster: &Cluster,
-        start: Lsn,
-        stop: Lsn,
-        pg_wal: Option<&Path>,
-    ) -> Result<RangeChanges, ChangesError>;
-
-    /// Why there is no answer.
-    fn unproven(&self, start: Lsn, stop: Lsn, pg_wal: Option<&Path>) -> Unproven;
-}
-
-impl Changed for Site {
+impl Site {
     fn pg_wal(&self) -> PathBuf {
         self.cluster.data_directory().join("pg_wal")
     }
@@ -91,6 +76,7 @@ impl Changed for Site {
         changes_in(&mut stored, &WalRange { history: &history, start, stop }, pg_wal)
     }
 
+    /// Why there is no answer.
     #[track_caller]
     fn unproven(&self, start: Lsn, stop: Lsn, pg_wal: Option<&Path>) -> Unproven {
         match self.changes(&self.cluster, start, stop, pg_wal) {

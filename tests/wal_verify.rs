@@ -27,28 +27,18 @@ fn site_with_table() -> Site {
     site
 }
 
-trait Verified {
-    fn full_backup(&self) -> String;
-
-    /// Some commits, archived; the segment that they are in.
-    fn work(&self) -> String;
-
-    /// The report; the status must fit.
-    fn verify(&self, arguments: &[&str]) -> Value;
-
-    fn verify_at(&self, cluster: &Cluster, arguments: &[&str]) -> Value;
-}
-
-impl Verified for Site {
+impl Site {
     fn full_backup(&self) -> String {
         self.back_up_with(&["--full"])
     }
 
+    /// Some commits, archived; the segment that they are in.
     fn work(&self) -> String {
         self.cluster.execute("INSERT INTO t SELECT i FROM generate_series(1, 1000) i");
         self.cluster.archive_now()
     }
 
+    /// The report; the status must fit.
     fn verify(&self, arguments: &[&str]) -> Value {
         self.verify_at(&self.cluster, arguments)
     }

@@ -21,6 +21,7 @@ use crate::format::ClusterName;
 use crate::interrupt;
 use crate::local::durable::parent_of;
 use crate::local::kill_point::kill_point;
+use crate::output::seconds_between;
 use crate::pg::{ArchiveFileName, PgTimestamp, SystemIdentifier, WalSegmentName};
 use crate::repository::{Patience, Repository};
 use crate::wal::archive_file::{ArchiveFile, FileStamp};
@@ -523,10 +524,9 @@ impl Lane {
             failures: state.failures,
             last_failure: state.last_failure.clone(),
             newest_commit: state.newest_commit,
-            newest_commit_age_seconds: state.newest_commit.and_then(|commit| {
-                let age = jiff::Timestamp::now().duration_since(commit.to_jiff()?);
-                Some(u64::try_from(age.as_secs()).unwrap_or(0))
-            }),
+            newest_commit_age_seconds: state
+                .newest_commit
+                .and_then(|commit| Some(seconds_between(commit.to_jiff()?, jiff::Timestamp::now()))),
         }
     }
 }

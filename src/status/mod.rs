@@ -15,7 +15,7 @@ use crate::format::manifest::{BackupKind, BackupSummary};
 use crate::format::marker::CreateOnly;
 use crate::format::wal_index::RecordVerdict;
 use crate::format::{BackupId, ClusterName};
-use crate::output::human_duration;
+use crate::output::{human_duration, seconds_between};
 use crate::pg::{Lsn, PgTimestamp, SystemIdentifier, TimelineId, WalSegmentName};
 use crate::retention::inventory::{Inventory, SystemWal};
 use crate::retention::policy::Policy;
@@ -385,9 +385,4 @@ fn newest_segment(wal: &SystemWal<'_>, now: jiff::Timestamp) -> Option<NewestSeg
         age_seconds: seconds_between(archived, now),
         start_lsn: name.start_lsn(wal.segment_size),
     })
-}
-
-/// 0 for a moment in the future: two clocks never agree.
-fn seconds_between(earlier: jiff::Timestamp, later: jiff::Timestamp) -> u64 {
-    u64::try_from(later.duration_since(earlier).as_secs()).unwrap_or(0)
 }

@@ -54,7 +54,7 @@ enum Staging {
 impl Destination {
     /// Makes an invisible file in the directory that `path` lies in.
     pub fn create(path: &Path) -> Result<Destination, DestinationError> {
-        let failed = |source| DestinationError { verb: "create", path: path.to_owned(), source };
+        let failed = |source| DestinationError::File { verb: "create", path: path.to_owned(), source };
         if path.file_name().is_none() || path.is_dir() {
             return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));
         }
@@ -94,7 +94,7 @@ impl Destination {
         }
         kill_point("fetch: before delivery");
         if caller::is_gone() {
-            return Err(self.failed("deliver", io::Error::new(io::ErrorKind::Interrupted, CALLER_IS_GONE)));
+            return Err(DestinationError::CallerGone { path: self.path.clone() });
         }
         self.give_name().map_err(|source| self.failed("create", source))?;
         kill_point("fetch: after delivery");
@@ -136,7 +136,7 @@ impl Destination {
     }
 
     fn failed(&self, verb: &'static str, source: io::Error) -> DestinationError {
-        DestinationError { verb, path: self.path.clone(), source }
+        DestinationError::File { verb, path: self.path.clone(), source }
     }
 }
 
@@ -177,8 +177,6 @@ fn permission_bits(parent: &Path) -> io::Result<u32> {
     Ok(if group_may_read { 0o640 } else { 0o600 })
 }
 
-const CALLER_IS_GONE: &str = "the PostgreSQL process that asked for it has ended";
-
 const STAGING_MARK: &str = ".walhold-";
 
 fn staging_path(path: &Path) -> PathBuf {
@@ -205,22 +203,39 @@ fn remove_leftovers(path: &Path) {
 
 /// Why a file could not be delivered.
 #[derive(Debug, thiserror::Error)]
-#[error("{verb} {}: {}", path.display(), system_words(source))]
-pub struct DestinationError {
-    /// What was tried.
-    pub verb: &'static str,
-    /// The destination.
-    pub path: PathBuf,
-    /// The system's words.
-    pub source: io::Error,
+pub enum DestinationError {
+    /// The system refused.
+    #[error("{verb} {}: {}", path.display(), system_words(source))]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// The destination.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// Nobody is there to take it.
+    #[error("deliver {}: the PostgreSQL process that asked for it has ended", path.display())]
+    CallerGone {
+        /// The destination.
+        path: PathBuf,
+    },
+}
+
+impl DestinationError {
+    fn path(&self) -> &Path {
+        match self {
+            DestinationError::File { path, .. } | DestinationError::CallerGone { path } => path,
+        }
+    }
 }
 
 impl Explain for DestinationError {
     fn exit_cause(&self) -> Cause {
-        match self.source.kind() {
+        let DestinationError::File { source, .. } = self else { return Cause::Interrupted };
+        match source.kind() {
             io::ErrorKind::NotFound => Cause::FileMissing,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Cause::LocalFull,
-            io::ErrorKind::Interrupted => Cause::Interrupted,
             _ => Cause::FileUnusable,
         }
     }
@@ -232,7 +247,7 @@ impl Explain for DestinationError {
                     .to_owned()
             }
             Cause::LocalFull => {
-                format!("make space where {} lies; nothing was left there", self.path.display())
+                format!("make space where {} lies; nothing was left there", self.path().display())
             }
             Cause::Interrupted => {
                 "nothing is lost: a server that was started since asks by itself".to_owned()

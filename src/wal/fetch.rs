@@ -162,7 +162,7 @@ fn deliver(
     let (mut destination, durability) = match request.place {
         Place::Path(path, durability) => (Destination::create(path)?, durability),
         Place::Lent(file, path) => {
-            let failed = |source| DestinationError { verb: "write", path: path.to_owned(), source };
+            let failed = |source| DestinationError::File { verb: "write", path: path.to_owned(), source };
             (Destination::lent(file.try_clone().map_err(failed)?, path), Durability::LeftToPostgres)
         }
     };

@@ -261,7 +261,6 @@ impl<'a> StoredSegments<'a> {
     }
 }
 
-/// Whether recovery would fail on this object too, whatever is configured.
 /// Why the archive could not be read. Damage is no error here: it is what a segment holds.
 #[derive(Debug, thiserror::Error)]
 pub enum StoredSegmentsError {

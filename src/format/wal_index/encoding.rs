@@ -167,6 +167,13 @@ impl Writer {
         varint::put(&mut self.bytes, value);
     }
 
+    fn optional<T>(&mut self, item: Option<T>, write: impl FnOnce(&mut Writer, T)) {
+        self.varint(u64::from(item.is_some()));
+        if let Some(item) = item {
+            write(self, item);
+        }
+    }
+
     fn lsn(&mut self, lsn: Lsn) {
         self.varint(lsn.get());
     }
@@ -187,10 +194,7 @@ impl Writer {
         self.time(span.greatest_time);
         self.transaction_end(&span.first);
         self.transaction_end(&span.last);
-        self.varint(u64::from(span.last_commit.is_some()));
-        if let Some(last_commit) = &span.last_commit {
-            self.transaction_end(last_commit);
-        }
+        self.optional(span.last_commit.as_ref(), Writer::transaction_end);
     }
 
     fn transaction_end(&mut self, end: &TransactionEnd) {
@@ -339,6 +343,17 @@ impl<'a> Reader<'a> {
         (0..count).map(|_| read(self)).collect()
     }
 
+    fn optional<T>(
+        &mut self,
+        read: impl FnOnce(&mut Reader<'a>) -> Result<T, ParseWalIndexError>,
+    ) -> Result<Option<T>, ParseWalIndexError> {
+        match self.varint()? {
+            0 => Ok(None),
+            1 => read(self).map(Some),
+            _ => Err(self.error("neither yes nor no")),
+        }
+    }
+
     /// How many items of at least `item_bytes` follow.
     fn count(&mut self, item_bytes: usize, limit: usize) -> Result<usize, ParseWalIndexError> {
         let count = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
@@ -364,11 +379,7 @@ impl<'a> Reader<'a> {
             greatest_time: self.time()?,
             first: self.transaction_end()?,
             last: self.transaction_end()?,
-            last_commit: match self.varint()? {
-                0 => None,
-                1 => Some(self.transaction_end()?),
-                _ => return Err(self.error("neither yes nor no")),
-            },
+            last_commit: self.optional(Reader::transaction_end)?,
         })
     }
 

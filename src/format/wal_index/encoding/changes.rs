@@ -77,8 +77,7 @@ impl Writer {
             self.varint(u64::from(removal.database));
             self.varint(removal.tablespaces.len() as u64);
             removal.tablespaces.iter().for_each(|tablespace| self.varint(u64::from(*tablespace)));
-            self.varint(u64::from(removal.time.is_some()));
-            removal.time.into_iter().for_each(|time| self.time(time));
+            self.optional(removal.time, Writer::time);
         }
         self.varint(events.tablespaces.len() as u64);
         for event in &events.tablespaces {
@@ -100,8 +99,7 @@ impl Writer {
         for making in made {
             self.lsn(making.lsn);
             self.database_directory(making.directory);
-            self.varint(u64::from(making.copied_from.is_some()));
-            making.copied_from.into_iter().for_each(|from| self.database_directory(from));
+            self.optional(making.copied_from, Writer::database_directory);
         }
     }
 
@@ -201,11 +199,7 @@ impl Reader<'_> {
                     xid: reader.u32()?,
                     database: reader.u32()?,
                     tablespaces: reader.list(1, usize::MAX, Reader::u32)?,
-                    time: match reader.varint()? {
-                        0 => None,
-                        1 => Some(reader.time()?),
-                        _ => return Err(reader.error("neither yes nor no")),
-                    },
+                    time: reader.optional(Reader::time)?,
                 })
             })?,
             tablespaces: self.list(4, LIST_LIMIT, |reader| {
@@ -225,11 +219,7 @@ impl Reader<'_> {
             Ok(DatabaseMaking {
                 lsn: reader.lsn()?,
                 directory: reader.database_directory()?,
-                copied_from: match reader.varint()? {
-                    0 => None,
-                    1 => Some(reader.database_directory()?),
-                    _ => return Err(reader.error("neither yes nor no")),
-                },
+                copied_from: reader.optional(Reader::database_directory)?,
             })
         })
     }
