@@ -62,6 +62,18 @@ impl Stopped {
     }
 }
 
+/// How a backup ends during which this is done, where there is a tablespace.
+fn during_a_backup(major: u32, work: &[&str], more: impl FnOnce(&Site)) -> (Site, Output) {
+    let site = site(major);
+    let space = site.cluster.directory("space");
+    site.cluster.execute(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
+    let backup = Stopped::begin(&site);
+    work.iter().for_each(|statement| site.cluster.execute(statement));
+    more(&site);
+    let output = backup.finish();
+    (site, output)
+}
+
 /// What is done during a backup, and what its refusal says; then another backup is taken, and restores.
 #[track_caller]
 fn refused(major: u32, work: &[&str], problem: &str) {
@@ -71,13 +83,7 @@ fn refused(major: u32, work: &[&str], problem: &str) {
 /// The same, and something else is done after that.
 #[track_caller]
 fn refused_with(major: u32, work: &[&str], more: impl FnOnce(&Site), problem: &str) {
-    let site = site(major);
-    let space = site.cluster.directory("space");
-    site.cluster.execute(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
-    let backup = Stopped::begin(&site);
-    work.iter().for_each(|statement| site.cluster.execute(statement));
-    more(&site);
-    let output = backup.finish();
+    let (site, output) = during_a_backup(major, work, more);
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{log}");
     let line = format!("ERROR: {problem}, which PostgreSQL cannot recover  HINT: take the backup again");
@@ -88,12 +94,7 @@ fn refused_with(major: u32, work: &[&str], more: impl FnOnce(&Site), problem: &s
 
 #[track_caller]
 fn accepted(major: u32, work: &[&str]) {
-    let site = site(major);
-    let space = site.cluster.directory("space");
-    site.cluster.execute(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
-    let backup = Stopped::begin(&site);
-    work.iter().for_each(|statement| site.cluster.execute(statement));
-    let output = backup.finish();
+    let (site, output) = during_a_backup(major, work, |_| {});
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_restores(&site, &site.list().remove(0), "copy");
 }
