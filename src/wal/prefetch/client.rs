@@ -77,10 +77,8 @@ pub fn take(request: &WindowRequest<'_>) -> Delivery {
     let Ok(stream) = socket::connect(&directory.join(SOCKET)) else { return Delivery::NoWindow };
     let path = directory.join(request.name.to_string());
     match ask(stream, request) {
-        // Whoever fetches it instead says so.
-        Ok(Some(Answer::Ready(_))) if caller::is_gone() => Delivery::NotThere,
         Ok(Some(Answer::Ready(file))) => match deliver(&path, &file, request) {
-            Ok(()) => Delivery::Delivered,
+            Ok(delivery) => delivery,
             Err(problem) => {
                 tracing::warn!("{} was not taken from {}: {problem}", request.name, directory.display());
                 let _ = fs::remove_file(&path);
@@ -117,8 +115,9 @@ fn ask(mut stream: UnixStream, request: &WindowRequest<'_>) -> io::Result<Option
     Ok(None)
 }
 
-/// Moves the file after the checks that cost nothing: still the one that was checked, and the segment that its name says.
-fn deliver(path: &Path, expected: &WindowFile, request: &WindowRequest<'_>) -> Result<(), String> {
+/// Moves the file after the checks that cost nothing: still the one that was checked, the segment that its name says, and somebody waits
+/// for it. A failure is the file's own.
+fn deliver(path: &Path, expected: &WindowFile, request: &WindowRequest<'_>) -> Result<Delivery, String> {
     let words = |error: io::Error| crate::error::system_words(&error);
     let file = File::open(path).map_err(words)?;
     let found = file.metadata().map_err(words)?;
@@ -132,9 +131,13 @@ fn deliver(path: &Path, expected: &WindowFile, request: &WindowRequest<'_>) -> R
     check_first_page(request.name, &page, expected.length(), Some(request.system))
         .map_err(|problem| problem.to_string())?;
     kill_point("window: before delivery");
+    if caller::is_gone() {
+        // Nothing is wrong with the segment: the server started since may want it. Whoever fetches it instead says why.
+        return Ok(Delivery::NotThere);
+    }
     fs::rename(path, request.destination).map_err(words)?;
     kill_point("window: after delivery");
-    Ok(())
+    Ok(Delivery::Delivered)
 }
 
 /// Lets the agent keep a window after `last`, or starts a process that does, and does not wait for it.
