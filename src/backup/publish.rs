@@ -2,11 +2,12 @@
 
 use super::list::manifest_facts;
 use super::{BackupError, BackupRequest, tombstone};
-use crate::codec::encode::{ChunkSource, SinkError, encode_object};
+use crate::codec::decode::{Expected, read_tail};
+use crate::codec::encode::{ChunkSource, Encoded, SinkError, encode_object};
 use crate::format::envelope::{CHUNK_SIZE, ObjectFacts};
 use crate::format::manifest::Manifest;
 use crate::format::{ObjectKey, keys};
-use crate::repository::{Naming, Published};
+use crate::repository::{Naming, Published, RepositoryObject, StoredObject};
 
 /// Bytes in memory as an object's plaintext.
 struct Body<'a>(&'a [u8]);
@@ -41,10 +42,25 @@ pub fn publish_manifest(request: &BackupRequest<'_>, manifest: &Manifest) -> Res
         request.repository.publish(&key, Naming::ByStore, body.len() as u64 + index.len() as u64)?;
     let encoded = encode_object(Body(&body), &facts, &key, &request.sealing, |_| index, &mut publication)?;
     match publication.finish(&encoded.digest)? {
-        // A host that slept between the look and the publication was taken for dead meanwhile.
-        Published::Created => is_safe().inspect_err(|_| take_back(request, &key)),
-        Published::Exists(_) => Err(BackupError::Taken(key.to_string())),
+        Published::Created => {}
+        // An upload in parts whose last answer was lost.
+        Published::Exists(stored) if is_this(request, &stored, &facts, &encoded) => {}
+        Published::Exists(_) => return Err(BackupError::Taken(key.to_string())),
     }
+    // A host that slept between the look and the publication was taken for dead meanwhile.
+    is_safe().inspect_err(|_| take_back(request, &key))
+}
+
+/// Whether the manifest that lies there has the same content: then it is ours, because no two backups have one.
+fn is_this(
+    request: &BackupRequest<'_>,
+    stored: &StoredObject,
+    facts: &ObjectFacts,
+    encoded: &Encoded,
+) -> bool {
+    let source = RepositoryObject { repository: request.repository, object: stored };
+    let tail = read_tail(&source, &Expected { facts, key: &stored.key }, request.keys);
+    tail.is_ok_and(|tail| tail.digest == encoded.digest && tail.plaintext_length == encoded.plaintext_length)
 }
 
 /// Removes our own manifest, which points to packs that are going. Where it cannot be removed, verify and expire tell that the

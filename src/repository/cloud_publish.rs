@@ -29,7 +29,7 @@ use super::cloud::{CloudStore, STALL, STALL_OF_COPY};
 use super::cloud_error::{classify, is_absent};
 use super::connect::Provider;
 use super::directory_publish::RawPublished;
-use super::naming::{TEMPORARY_FOLDER, random_hex};
+use super::naming::{RawObject, TEMPORARY_FOLDER, random_hex};
 use super::retry::{Failed, Retries, retried};
 use super::transport::{Extra, Fault, Seen, watched};
 use super::upload_buffer::Buffer;
@@ -141,15 +141,20 @@ impl CloudStore {
             CreateOnly::Enforced => PutMode::Create,
             CreateOnly::Suffixed => PutMode::Overwrite,
         };
-        let mut may_lie_there = false;
+        let (mut may_lie_there, mut was_sent) = (false, false);
         retried("publish", path, patience, |deadline| {
+            // What lies there is what an earlier attempt sent, if its answer was lost.
+            let found = |object: RawObject| match was_sent && self.holds(&place, payload, deadline, path)? {
+                true => Ok(RawPublished::Created),
+                false => Ok(RawPublished::Exists(object)),
+            };
             // A store that refuses from the head alone may close the connection on the body, so that its answer is lost
             // every time: an object that is there would be sent again and again until the deadline.
             if may_lie_there
                 && create_only == CreateOnly::Enforced
                 && let Ok(Some(object)) = self.find_once(path, deadline)
             {
-                return Ok(RawPublished::Exists(object));
+                return found(object);
             }
             let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
             let put = self.objects().put_opts(&place, payload.clone(), options);
@@ -162,10 +167,11 @@ impl CloudStore {
                 }
                 Err(Fault::Store { error, .. }) if is_taken(&error) => {
                     may_lie_there = true;
-                    self.taken(path, deadline)
+                    self.taken(path, deadline).and_then(found)
                 }
                 Err(fault) => {
                     may_lie_there = may_be_taken(&fault);
+                    was_sent = true;
                     Err(classify(self.request("publish", path), fault))
                 }
             }
@@ -173,9 +179,9 @@ impl CloudStore {
     }
 
     /// What lies where something is said to lie. A conflict is also answered when two requests only crossed.
-    fn taken(&self, path: &str, deadline: Instant) -> Result<RawPublished, Failed> {
+    fn taken(&self, path: &str, deadline: Instant) -> Result<RawObject, Failed> {
         match self.find_once(path, deadline)? {
-            Some(object) => Ok(RawPublished::Exists(object)),
+            Some(object) => Ok(object),
             None => Err(Failed::again("the store answers that something lies there, but nothing does")),
         }
     }
@@ -197,8 +203,27 @@ impl CloudStore {
         payload: &PutPayload,
         deadline: Instant,
     ) -> Result<(), Failed> {
+        if self.holds(place, payload, deadline, path)? {
+            return Ok(());
+        }
+        self.delete(path, Patience::Until(deadline))?;
+        Err(Failed::again("what the store kept is not what was sent; it was removed"))
+    }
+
+    /// Whether the small object that lies there is this one, to the byte.
+    fn holds(
+        &self,
+        place: &Path,
+        payload: &PutPayload,
+        deadline: Instant,
+        path: &str,
+    ) -> Result<bool, Failed> {
         let compare = async {
-            let mut stored = self.objects().get_opts(place, GetOptions::default()).await?.into_stream();
+            let stored = self.objects().get_opts(place, GetOptions::default()).await?;
+            if stored.meta.size != payload.content_length() as u64 {
+                return Ok(false);
+            }
+            let mut stored = stored.into_stream();
             let mut expected = payload.iter().flat_map(|block| block.iter().copied());
             while let Some(piece) = stored.try_next().await? {
                 if !piece.iter().all(|byte| expected.next() == Some(*byte)) {
@@ -207,14 +232,8 @@ impl CloudStore {
             }
             Ok(expected.next().is_none())
         };
-        match self.attempt(deadline, STALL, compare) {
-            Ok((true, _)) => Ok(()),
-            Ok((false, _)) => {
-                self.delete(path, Patience::Until(deadline))?;
-                Err(Failed::again("what the store kept is not what was sent; it was removed"))
-            }
-            Err(fault) => Err(classify(self.request("publish", path), fault)),
-        }
+        let compared = self.attempt(deadline, STALL, compare);
+        compared.map(|(same, _)| same).map_err(|fault| classify(self.request("publish", path), fault))
     }
 
     /// Whether large objects are created exclusively: `path` exists, and must be left alone by an upload in parts.
@@ -251,7 +270,9 @@ impl CloudStore {
             let copy = self.objects().copy_opts(&source, &place, CopyOptions::new().with_mode(mode));
             match self.attempt(deadline, STALL_OF_COPY, copy) {
                 Ok(_) => Ok(RawPublished::Created),
-                Err(Fault::Store { error, .. }) if is_taken(&error) => self.taken(to, deadline),
+                Err(Fault::Store { error, .. }) if is_taken(&error) => {
+                    self.taken(to, deadline).map(RawPublished::Exists)
+                }
                 Err(fault) => Err(classify(self.request("publish", to), fault)),
             }
         })?;
@@ -446,7 +467,9 @@ impl CloudUpload {
                 store.shared.client.uploads.complete_multipart(&multipart.place, &multipart.id, parts);
             match store.runtime().block_on(watched(deadline, STALL_OF_COPY, extra, complete)) {
                 Ok(_) => Ok(RawPublished::Created),
-                Err(Fault::Store { error, .. }) if is_taken(&error) => store.taken(path, deadline),
+                Err(Fault::Store { error, .. }) if is_taken(&error) => {
+                    store.taken(path, deadline).map(RawPublished::Exists)
+                }
                 // The upload is gone, perhaps because an earlier attempt completed it.
                 Err(fault) if answer_lost && is_absent(&fault) => match store.find_once(path, deadline)? {
                     Some(object) if object.size == multipart.length => match extra {

@@ -143,6 +143,10 @@ impl Explain for RepositoryError {
             RepositoryError::Missing { .. } => {
                 "it was deleted meanwhile, or the repository is incomplete: run the command again"
             }
+            // S3 and what is compatible with it: more than 15 minutes.
+            RepositoryError::Denied { problem, .. } if problem.contains("RequestTimeTooSkewed") => {
+                "this machine's clock and the store's differ too much: set it (timedatectl)"
+            }
             RepositoryError::Denied { .. } => {
                 "check the credentials and their permissions (S3: s3:GetObject, s3:PutObject, s3:DeleteObject, and \
                  s3:ListBucket on the bucket, without which S3 answers 403 for objects that are not there), or the \

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::site::Site;
+use crate::site::{Home, Site};
+use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::postgres::{Cluster, PATIENCE, StopMode};
 
 /// A cluster whose backup, limited like this, takes long.
@@ -127,4 +128,29 @@ fn the_rate_limit_holds() {
     let least = stored / (4 << 20) as f64 - 1.0;
     assert!(least > 0.5, "{stored} bytes are too few to measure");
     assert!(begun.elapsed().as_secs_f64() >= least, "{stored} bytes in {:?}", begun.elapsed());
+}
+
+/// The store has what it was sent, but its answer is lost: what lies there when it is sent again is ours.
+#[test]
+fn lost_answers_to_uploads_do_not_end_a_backup() {
+    let mut site = Site::create_in(Home::Bucket, Cluster::builder(17));
+    site.encrypt();
+    site.cluster.start();
+    for part in ["/intent/", "/packs/", "/manifest"] {
+        let uploads = || {
+            let seen = proxy(&site).seen();
+            seen.iter().filter(|line| line.starts_with("PUT ") && line.contains(part)).count()
+        };
+        proxy(&site).set_matching(part, 1, Fault::LoseAnswer);
+        site.back_up();
+        // Found without being sent again; an announcement is not made under another name.
+        assert_eq!(uploads(), 1, "{part}");
+        proxy(&site).set(Fault::None);
+    }
+    assert_eq!(site.list().len(), 3);
+    site.ok(&["verify", "--deep"]);
+}
+
+fn proxy(site: &Site) -> &FaultProxy {
+    &site.bucket.as_ref().expect("a bucket").proxy
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use walhold::error::Explain;
 use walhold::repository::{Naming, Patience, Published, Repository, RepositoryError, StoredObject, init};
 
 use crate::clouds::unpublished_files;
@@ -53,10 +54,12 @@ fn a_store_that_fails_a_few_times_is_asked_again() {
         again();
         let path = format!("main/{fault:?}");
         let put = store.repository.put(&key(&path), Naming::ByStore, b"new").unwrap();
-        match put {
-            Published::Created => {}
-            // The first attempt did it and could not say so: the caller compares.
+        // Also if the first attempt did it and could not say so.
+        assert!(matches!(put, Published::Created), "{fault:?}: {put:?}");
+        again();
+        match store.repository.put(&key(&path), Naming::ByStore, b"old").unwrap() {
             Published::Exists(object) => assert_eq!(store.repository.read(&object).unwrap(), b"new"),
+            Published::Created => panic!("{fault:?}: it was replaced"),
         }
         again();
         let object = store.repository.find(&key(&path), Naming::ByStore).unwrap().unwrap();
@@ -159,6 +162,10 @@ fn a_refusal_is_not_repeated() {
         store.repository.read(&store.object).map(drop).unwrap_err().to_string(),
         "read main/x: the store refuses: HTTP 403 AccessDenied: Injected by the test"
     );
+    store.proxy.set(Fault::ClockRefused);
+    let refused = store.repository.read(&store.object).unwrap_err();
+    let hint = refused.hint().unwrap_or_default();
+    assert!(hint.starts_with("this machine's clock and the store's differ too much"), "{hint}");
 }
 
 #[test]

@@ -166,8 +166,26 @@ impl World<'_> {
             let _ = child.wait_with_output();
             self.tally.kills += 1;
         }
-        let output = self.run(&arguments);
+        let output = match self.brave(&arguments) {
+            Some(output) => output,
+            None => {
+                // What it did before it failed, it may.
+                self.what_stays(policy, began);
+                self.verify_now(&["verify"]);
+                self.run(&arguments)
+            }
+        };
         assert!(output.status.success(), "{}", describe(&output));
+        let (kept, left) = self.what_stays(policy, began);
+        self.forget_lost_moments(policy, &kept, began);
+        let before = self.backups.len();
+        self.backups.retain(|backup| left.contains(&backup.id));
+        let counts = (self.backups.len(), self.moments.len());
+        format!("expire {}: {} of {before} backups, {} moments left", words.join(" "), counts.0, counts.1)
+    }
+
+    /// Those of the backups, by number, that must be there, which are, and all that are.
+    fn what_stays(&self, policy: &Policy, began: Instant) -> (BTreeSet<usize>, Vec<String>) {
         let kept = policy.kept(&self.backups, began.elapsed());
         let left: Vec<String> =
             self.site.list().iter().map(|backup| backup["id"].as_str().expect("an id").to_owned()).collect();
@@ -175,11 +193,7 @@ impl World<'_> {
             let id = &self.backups[*at].id;
             assert!(left.contains(id), "{id} (number {at}) is gone: {policy:?}, {left:?}");
         }
-        self.forget_lost_moments(policy, &kept, began);
-        let before = self.backups.len();
-        self.backups.retain(|backup| left.contains(&backup.id));
-        let counts = (self.backups.len(), self.moments.len());
-        format!("expire {}: {} of {before} backups, {} moments left", words.join(" "), counts.0, counts.1)
+        (kept, left)
     }
 
     /// A moment of the line that is followed must stay if the policy says so; others may.

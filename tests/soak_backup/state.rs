@@ -136,6 +136,9 @@ pub struct Tally {
     pub backups: BTreeMap<String, usize>,
     pub pages_compared: usize,
     pub worlds_in_buckets: usize,
+    pub worlds_in_weather: usize,
+    pub commands_in_weather: usize,
+    pub failed_in_weather: usize,
     pub worlds_with_tablespaces: usize,
 }
 
@@ -149,12 +152,15 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} worlds ({} in buckets, {} with several tablespaces), {} restores checked, {} kills, {} pages compared, backups {:?}, steps {:?}",
+            "{} worlds ({} in buckets, {} in bad weather, {} with several tablespaces), {} restores checked, {} kills, {} of {} commands failed in bad weather, {} pages compared, backups {:?}, steps {:?}",
             self.worlds,
             self.worlds_in_buckets,
+            self.worlds_in_weather,
             self.worlds_with_tablespaces,
             self.restores,
             self.kills,
+            self.failed_in_weather,
+            self.commands_in_weather,
             self.pages_compared,
             self.backups,
             self.steps

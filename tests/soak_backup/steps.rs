@@ -67,15 +67,29 @@ impl World<'_> {
     pub fn back_up(&mut self, extent: &[&str]) -> String {
         self.tally.did("backup");
         let state = Some(State::of(&self.site.cluster));
-        let mut output = self.run(&[&["backup-push", "--json"], extent].concat());
+        let tried = self.brave(&[&["backup-push", "--json"], extent].concat());
         // A source that cannot be trusted here is refused by name.
-        let refused = output.status.code() == Some(3);
-        if refused {
-            output = self.run(&["backup-push", "--json"]);
-        }
+        let refused = tried.as_ref().is_some_and(|output| output.status.code() == Some(3));
+        let output = match tried {
+            Some(output) if !refused => output,
+            _ => {
+                self.notice_backups(state.as_ref());
+                self.run(&["backup-push", "--json"])
+            }
+        };
         assert!(output.status.success(), "{extent:?}: {}", describe(&output));
         let told = self.listed(&output.stdout, state);
         format!("backup {}{told}", if refused { format!("({extent:?} refused) ") } else { String::new() })
+    }
+
+    /// A backup that was reported as failed may be there all the same: its last answer was lost. Then it is one.
+    fn notice_backups(&mut self, state: Option<&State>) {
+        for summary in self.site.list() {
+            if self.backups.iter().all(|known| summary["id"] != known.id.as_str()) {
+                let told = self.listed(summary.to_string().as_bytes(), state.cloned());
+                println!("    is there although it failed: {told}");
+            }
+        }
     }
 
     /// Takes note of a backup that was taken.
@@ -106,13 +120,21 @@ impl World<'_> {
 
     fn back_up_under_writes(&mut self, extent: &[&str], step: u64) -> String {
         self.tally.did("backup under writes");
+        self.begin_weather();
         let mut child = self.spawn(&[&["backup-push", "--json"], extent].concat());
         while child.try_wait().expect("look after it").is_none() {
             change(&self.site.cluster, &mut self.random, step, During::Backup);
         }
         let output = child.wait_with_output().expect("its output");
+        self.end_weather();
+        let Some(output) = self.endured(output) else {
+            self.notice_backups(None);
+            return "backup under writes, in vain".to_owned();
+        };
         if output.status.code() == Some(3) {
-            return format!("backup under writes: {extent:?} refused");
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            let said = text.lines().last().unwrap_or_default();
+            return format!("backup under writes: {extent:?} refused: {said}");
         }
         assert!(output.status.success(), "{extent:?}: {}", describe(&output));
         let told = self.listed(&output.stdout, None);
@@ -192,9 +214,19 @@ impl World<'_> {
     fn verify(&mut self) -> String {
         self.tally.did("verify");
         self.archive();
-        let output = self.run(&["verify"]);
+        let depth: &[&str] = if self.random.chance(30) { &["--deep"] } else { &[] };
+        let arguments = [&["verify"], depth].concat();
+        if let Some(output) = self.brave(&arguments) {
+            assert!(output.status.success(), "{}", describe(&output));
+        }
+        self.verify_now(&arguments);
+        arguments.join(" ")
+    }
+
+    /// Nothing is wrong with the repository.
+    pub fn verify_now(&self, arguments: &[&str]) {
+        let output = self.run(arguments);
         assert!(output.status.success(), "{}", describe(&output));
-        "verify".to_owned()
     }
 
     // --- the server's own fate --------------------------------------------------------------------------------------
@@ -217,8 +249,7 @@ impl World<'_> {
         let (data, spaces) = (place.join("data").display().to_string(), self.mapped_below(&place));
         let mut arguments = vec!["restore", "--standby", "--pgdata", &data];
         arguments.extend(spaces.iter().map(String::as_str));
-        let output = self.run(&arguments);
-        assert!(output.status.success(), "{}", describe(&output));
+        self.restore_in_weather(&place.join("data"), &arguments);
         let mut standby = Cluster::from_data_directory(self.site.cluster.major(), &place.join("data"));
         standby.start();
         standby.wait_for("replay", &format!("SELECT pg_last_wal_replay_lsn() >= '{last}'"));
@@ -242,7 +273,14 @@ impl World<'_> {
     fn back_up_standby(&mut self, standby: &Cluster, state: State) {
         self.tally.did("backup of a standby");
         let mut command = self.site.command(&["backup-push", "--json"]);
-        let output = command.envs(standby.environment()).output().expect("run walhold");
+        command.envs(standby.environment());
+        let output = match self.brave_with(&mut command) {
+            Some(output) => output,
+            None => {
+                self.notice_backups(Some(&state));
+                command.output().expect("run walhold")
+            }
+        };
         assert!(output.status.success(), "{}", describe(&output));
         self.listed(&output.stdout, Some(state));
     }
@@ -278,8 +316,7 @@ impl World<'_> {
         arguments.extend(spaces.iter().map(String::as_str));
         arguments.extend(delta.then_some("--delta"));
         arguments.extend(wish.arguments.iter().map(String::as_str));
-        let output = self.run(&arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", describe(&output));
+        self.restore_in_weather(&data, &arguments);
         self.go_on(&wish.state, &wish.what);
         format!(
             "recovered in place{} to {}, timeline {}",
@@ -322,8 +359,8 @@ impl World<'_> {
                 options = vec!["--delta"];
             }
         }
-        let output = self.restored(&place, &wish.arguments, &options);
-        assert!(output.status.success(), "{} {how}: {}", wish.what, describe(&output));
+        let all = self.clone_into(&place, &wish.arguments, &options);
+        self.restore_in_weather(&place.join("data"), &all.iter().map(String::as_str).collect::<Vec<_>>());
         let mut copy = self.recovered(&place);
         let what = format!("{} {how}", wish.what);
         self.check(&copy, &wish.state, &what);
@@ -343,6 +380,21 @@ impl World<'_> {
         all.extend(arguments.iter().cloned());
         all.extend(options.iter().map(|option| (*option).to_owned()));
         all
+    }
+
+    /// Succeeds, if not at once then the second time. What a failure leaves cannot be started by accident.
+    fn restore_in_weather(&mut self, data: &Path, arguments: &[&str]) {
+        let was_there = data.exists();
+        if let Some(output) = self.brave(arguments) {
+            return assert!(output.status.success(), "{arguments:?}: {}", describe(&output));
+        }
+        assert!(was_there || !data.join("global/pg_control").exists(), "{arguments:?}");
+        let mut again = arguments.to_vec();
+        if data.exists() && !again.contains(&"--delta") {
+            again.push("--delta");
+        }
+        let output = self.run(&again);
+        assert!(output.status.success(), "{again:?}: {}", describe(&output));
     }
 
     /// What it leaves cannot be started by accident.

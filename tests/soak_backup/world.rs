@@ -10,7 +10,7 @@ use crate::site::{Home, Site};
 use crate::state::{Backup, Line, Moment, State, Tally};
 use crate::support::postgres::Cluster;
 use crate::support::postgres::installation::{MAJORS, ServerUser};
-use crate::support::random::Random;
+use crate::support::random::{Random, number};
 
 /// How the server is set up.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +26,8 @@ pub struct Server {
     pub home: Home,
     /// How many tablespaces there are, one at least.
     pub spaces: usize,
+    /// Whether the way to the bucket is bad at times.
+    pub weather: bool,
 }
 
 /// What the tablespaces are called.
@@ -44,13 +46,16 @@ pub struct World<'a> {
     pub spare: Option<PathBuf>,
     /// The tablespaces' names.
     pub spaces: Vec<String>,
+    /// Whether answers to the last command may have been wrong.
+    pub was_lied_to: bool,
     places: u32,
 }
 
 impl<'a> World<'a> {
     pub fn start(seed: u64, tally: &'a mut Tally) -> World<'a> {
         let mut random = Random::new(seed);
-        let server = Server {
+        let all_weather = number("SOAK_WEATHER").is_some();
+        let mut server = Server {
             major: *random.pick(&MAJORS),
             checksums: random.chance(70),
             summaries: random.chance(70),
@@ -59,7 +64,12 @@ impl<'a> World<'a> {
             encrypted: random.chance(30),
             home: if random.chance(20) { Home::Bucket } else { Home::Directory },
             spaces: if random.chance(40) { random.between(2, 3) as usize } else { 1 },
+            weather: random.chance(60) || all_weather,
         };
+        if all_weather {
+            server.home = Home::Bucket;
+        }
+        server.weather &= server.home == Home::Bucket;
         let mut world = World::of(server, random, tally);
         world.back_up(&["--full"]);
         world
@@ -89,6 +99,7 @@ impl<'a> World<'a> {
             SPACES.iter().take(server.spaces).map(|space| (*space).to_owned()).collect();
         change::prepare(&site.cluster, &spaces);
         tally.worlds_in_buckets += usize::from(server.home == Home::Bucket);
+        tally.worlds_in_weather += usize::from(server.weather);
         tally.worlds_with_tablespaces += usize::from(server.spaces > 1);
         let line = Line::of(&site.cluster);
         World {
@@ -101,6 +112,7 @@ impl<'a> World<'a> {
             moments: Vec::new(),
             spare: None,
             spaces,
+            was_lied_to: false,
             places: 0,
         }
     }
