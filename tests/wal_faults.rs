@@ -97,6 +97,25 @@ fn an_outage_is_not_an_absence() {
     refused(&cloud, never_stored, 1);
 }
 
+/// The hole before a stored segment shows in a listing only. A document that is none must not be read as an empty one.
+#[test]
+fn an_error_in_place_of_a_listing_proves_no_absence() {
+    let files = small_files();
+    let cloud = Cloud::start(files, Conditions::Enforced, &DEADLINES);
+    cloud.archive.push(files.segment(1), files.bytes(files.segment(1))).expect_success();
+    fs::remove_file(cloud.archive.path("data/pg_wal").join(files.segment(1))).unwrap();
+    refused(&cloud, files.segment(0), 216);
+    cloud.proxy.set_matching("list-type", 1000, Fault::OkWithError);
+    let run = refused(&cloud, files.segment(0), 213);
+    let line = run.error_line();
+    assert!(
+        line.starts_with("list main/wal/") && line.contains(": the answer to a listing is none"),
+        "{line}"
+    );
+    cloud.proxy.set_matching("list-type", 1, Fault::OkWithError);
+    refused(&cloud, files.segment(0), 216);
+}
+
 #[test]
 fn an_outage_that_comes_after_the_miss_is_not_an_absence() {
     let (cloud, ..) = with_segments();

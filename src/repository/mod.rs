@@ -18,6 +18,7 @@ mod directory;
 mod directory_publish;
 mod error;
 mod init;
+mod listing_body;
 mod naming;
 mod probe;
 mod providers;

@@ -21,8 +21,10 @@ use object_store::client::{
     ClientConfigKey, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
     HttpResponseBody, HttpService,
 };
+use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderValue, IF_NONE_MATCH};
 
+use super::listing_body::{ListingBody, ListingKind};
 use crate::codec::base64;
 use crate::interrupt;
 
@@ -175,6 +177,7 @@ impl Transport {
             )
         })?;
         let client = self.client(url.scheme())?;
+        let listing = url.query().filter(|_| parts.method == Method::GET).and_then(ListingKind::of);
         let mut outgoing = reqwest::Request::new(parts.method, url);
         *outgoing.headers_mut() = parts.headers;
         if attempt.extra == Extra::CompleteIfAbsent {
@@ -193,7 +196,9 @@ impl Transport {
             state.seen.copy_pending =
                 headers.get("x-ms-copy-status").is_some_and(|status| status.as_bytes() == b"pending");
         });
-        let body = WatchedBody { body: reqwest::Body::from(answer), attempt, host };
+        let body = WatchedBody { body: reqwest::Body::from(answer), attempt, host: host.clone() };
+        let listing = listing.filter(|_| status.is_success());
+        let body = ListingBody::new(body, listing, move || no_listing(&host));
         let mut response = HttpResponse::new(HttpResponseBody::new(body));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
@@ -308,6 +313,11 @@ impl fmt::Display for TransportError {
 }
 
 impl std::error::Error for TransportError {}
+
+fn no_listing(host: &str) -> HttpError {
+    let words = TransportError(format!("{host}: the answer to a listing is none"));
+    HttpError::new(HttpErrorKind::Interrupted, words)
+}
 
 fn http_error(error: reqwest::Error, host: &str) -> HttpError {
     let kind = match (error.is_timeout(), error.is_connect()) {

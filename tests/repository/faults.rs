@@ -40,6 +40,7 @@ fn a_store_that_fails_a_few_times_is_asked_again() {
         Fault::ResetMidBody,
         Fault::TruncateBody,
         Fault::LoseAnswer,
+        Fault::OkWithError,
     ] {
         let again = || store.proxy.set_first(2, fault);
         again();
@@ -51,6 +52,8 @@ fn a_store_that_fails_a_few_times_is_asked_again() {
         assert_eq!(found, store.object);
         again();
         assert_eq!(store.repository.list("main").unwrap(), std::slice::from_ref(&store.object), "{fault:?}");
+        again();
+        assert_eq!(store.repository.list_folders("").unwrap(), ["main"], "{fault:?}");
         again();
         let path = format!("main/{fault:?}");
         let put = store.repository.put(&key(&path), Naming::ByStore, b"new").unwrap();
