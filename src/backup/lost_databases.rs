@@ -9,7 +9,8 @@
 //! In: the databases before the backup begins and right after it has ended, and the WAL in between, once it is in the repository. Out:
 //! a refusal, or nothing. The catalog tells whether there is anything to look for, and WAL tells the truth: in the catalog one cannot see which
 //! database was whose template, how it was copied, or that one moved and came back. What must hold: no backup is published from which a
-//! database would be lost.
+//! database would be lost. What remains: a template that is made between the first look and the backup's start, and is copied and dropped during the
+//! backup, while its copy is dropped between the backup's end and the second look, is in neither list.
 
 mod copies;
 
@@ -50,7 +51,9 @@ pub(super) fn ask(session: &mut Session) -> Result<Databases, BackupError> {
     Ok(databases)
 }
 
-/// Databases that were made, or whose row was written, while the backup was taken.
+/// Databases that were made, or whose row was written, while the backup was taken, or that went meanwhile or a moment later: a copy that was dropped
+/// between the backup's end and the second look is in neither list, but there is a moment after the end that has it, and what it was copied
+/// from was there at the beginning.
 pub(super) struct Suspects(BTreeMap<u32, String>);
 
 impl Suspects {
@@ -63,6 +66,8 @@ impl Suspects {
         }
         let written = |oid: &u32, now: &Database| was(oid).is_none_or(|was| was.written_by != now.written_by);
         let suspects = after.iter().filter(|(oid, now)| written(oid, now));
+        let gone = before.iter().filter(|(oid, _)| !after.contains_key(oid));
+        let suspects = suspects.chain(gone);
         Ok(Suspects(suspects.map(|(oid, database)| (*oid, database.name.clone())).collect()))
     }
 
@@ -90,7 +95,7 @@ impl Suspects {
             Err(reason) => {
                 let names: Vec<&str> = self.0.values().map(String::as_str).collect();
                 Err(refused(format!(
-                    "whether PostgreSQL could recover {}, made or altered while the backup was taken, cannot be told: {reason}",
+                    "whether PostgreSQL could recover {}, made, altered or dropped while the backup was taken, cannot be told: {reason}",
                     names.join(", ")
                 )))
             }
@@ -136,14 +141,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_or_written_is_looked_at() {
+    fn what_was_made_written_or_dropped_is_looked_at() {
         let before = databases(&[(1, 1663, "3"), (4, 1663, "3"), (5, 1663, "3")]);
         let suspects = |after: &[(u32, u32, &str)]| {
             Suspects::new(&before, &databases(after))
                 .map(|suspects| suspects.0.into_keys().collect::<Vec<u32>>())
         };
-        assert_eq!(suspects(&[(1, 1663, "3"), (4, 1663, "3")]).unwrap(), Vec::<u32>::new());
-        assert_eq!(suspects(&[(1, 1663, "3"), (4, 1663, "700"), (9, 1700, "701")]).unwrap(), vec![4u32, 9]);
+        assert_eq!(suspects(&[(1, 1663, "3"), (4, 1663, "3"), (5, 1663, "3")]).unwrap(), Vec::<u32>::new());
+        assert_eq!(
+            suspects(&[(1, 1663, "3"), (4, 1663, "700"), (9, 1700, "701")]).unwrap(),
+            vec![4u32, 5, 9]
+        );
         let moved = suspects(&[(1, 1663, "3"), (4, 1700, "700")]).unwrap_err().to_string();
         assert!(moved.starts_with("database d4 was moved to another tablespace"), "{moved}");
     }

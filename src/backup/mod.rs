@@ -383,7 +383,11 @@ fn copy_until_stopped(
         copying.wait_read(|| watch.look(session))?;
         // The server need not wait until the last packs are on disk.
         let stopped = match copying.is_sound() {
-            true => Some((session.stop_backup()?, lost_databases::ask(session)?)),
+            true => {
+                let stopped = session.stop_backup()?;
+                kill_point("backup: stopped");
+                Some((stopped, lost_databases::ask(session)?))
+            }
             false => None,
         };
         let copied = copying.finish()?;

@@ -37,9 +37,15 @@ struct Stopped(Child);
 
 impl Stopped {
     fn begin(site: &Site) -> Stopped {
+        Stopped::begin_and_stop_at(site, "")
+    }
+
+    /// The same, and it will stop by itself there.
+    fn begin_and_stop_at(site: &Site, place: &str) -> Stopped {
         let announced = || site.objects("backups").iter().filter(|o| o.path.contains("/intent/")).count();
         let before = announced();
         let mut command = site.command(&["backup-push", "--rate-limit", "1MB"]);
+        command.env("WALHOLD_TEST_STOP_AT", place);
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("start walhold");
         let begun = Instant::now();
         while announced() == before {
@@ -54,6 +60,17 @@ impl Stopped {
 
     fn send(&mut self, signal: Signal) {
         kill(Pid::from_raw(self.0.id() as i32), signal).expect("send a signal");
+    }
+
+    /// Lets it go on to where it stops by itself.
+    fn go_on(&mut self) {
+        self.send(Signal::SIGCONT);
+        let stat = format!("/proc/{}/stat", self.0.id());
+        let begun = Instant::now();
+        while !std::fs::read_to_string(&stat).unwrap_or_default().contains(") T ") {
+            assert!(begun.elapsed() < PATIENCE, "it does not stop");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn finish(mut self) -> Output {
@@ -145,6 +162,22 @@ fn a_copy_of_a_template_that_is_dropped_before_15() {
 #[test]
 fn a_copy_of_files_of_a_template_that_is_dropped() {
     refused(15, &["CREATE DATABASE copy TEMPLATE one STRATEGY file_copy", "DROP DATABASE one"], COPIED);
+}
+
+/// Nobody finds the copy in the catalog afterwards, but it was there when the backup ended.
+#[test]
+fn a_copy_that_is_dropped_right_after_the_backups_end() {
+    let site = site(15);
+    let mut backup = Stopped::begin_and_stop_at(&site, "backup: stopped");
+    site.cluster.execute("CREATE DATABASE copy TEMPLATE one STRATEGY file_copy");
+    site.cluster.execute("DROP DATABASE one");
+    backup.go_on();
+    site.cluster.execute("DROP DATABASE copy");
+    let output = backup.finish();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{log}");
+    assert!(log.contains(" was made as a copy of one that was dropped or moved"), "{log}");
+    assert!(site.list().is_empty());
 }
 
 /// Makes the archive's newest segment one of an earlier walhold, whose index does not tell of databases that are made.
