@@ -3,6 +3,7 @@
 //! A [`Cluster`] is a data directory with its own socket directory and log below a temporary directory. Dropping it stops the
 //! server and removes everything. Servers are children of the test process, run as [`ServerUser`], and see none of its environment.
 
+mod copy;
 pub mod digest;
 pub mod installation;
 pub mod process;
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+#[allow(unused_imports, reason = "not every test copies")]
+pub use self::copy::copy_tree;
 use self::installation::{Installation, ServerUser, create_open_directory, debian_program, run};
 use self::process::Server;
 pub use self::process::StopMode;
@@ -143,6 +146,8 @@ pub struct Cluster {
     data: PathBuf,
     /// Options of `postgres -c`, which no configuration file overrides.
     options: Vec<(String, String)>,
+    /// Of the server's environment.
+    variables: Vec<(String, String)>,
     port: u16,
     tcp: bool,
     server: Option<Server>,
@@ -187,6 +192,7 @@ impl Cluster {
             root,
             data,
             options: Vec::new(),
+            variables: Vec::new(),
             port,
             tcp,
             server: None,
@@ -279,6 +285,11 @@ impl Cluster {
         self.options.push((name.to_owned(), value.to_owned()));
     }
 
+    /// A variable of the server's environment, from the next start on.
+    pub fn variable(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Archives with `program wal-push` under these variables, from the next start on.
     pub fn archive_with(&self, program: &Path, environment: &[(&str, &str)]) {
         self.configure("archive_mode", "on");
@@ -317,6 +328,7 @@ impl Cluster {
             File::options().create(true).append(true).open(self.log_path()).expect("open the server's log");
         let mut command = ServerUser::get().command(self.installation.program("postgres"));
         command.arg("-D").arg(&self.data).current_dir(&self.root);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         let fixed = [
             ("unix_socket_directories".to_owned(), self.socket_directory().display().to_string()),
             ("port".to_owned(), self.port.to_string()),
@@ -489,43 +501,6 @@ impl Cluster {
         self.wait_archived(&segment);
         segment
     }
-
-    /// Copies the data directory as a base backup would, but with cp's means; `begun` runs before anything is copied.
-    pub fn copy_while_running(&self, target: &Path, begun: impl FnOnce()) {
-        assert_eq!(
-            self.value("SELECT count(*) FROM pg_tablespace"),
-            "2",
-            "a plain copy would share tablespaces"
-        );
-        let mut session = self.connect("postgres");
-        let (start, stop) = match self.major() {
-            15.. => ("pg_backup_start('copy', true)", "pg_backup_stop(false)"),
-            _ => ("pg_start_backup('copy', true, false)", "pg_stop_backup(false, false)"),
-        };
-        query(&mut session, &format!("SELECT {start}")).expect("start a backup");
-        begun();
-        let contents_skipped = [
-            "pg_wal",
-            "pg_replslot",
-            "pg_stat_tmp",
-            "pg_subtrans",
-            "pg_notify",
-            "pg_serial",
-            "pg_snapshots",
-            "pg_dynshmem",
-        ];
-        copy_tree(&self.data, target, &|path| {
-            let parent = path.parent().and_then(Path::to_str).unwrap_or_default();
-            let name = path.to_str().unwrap_or_default();
-            contents_skipped.contains(&parent)
-                || ["postmaster.pid", "postmaster.opts", "global/pg_control"].contains(&name)
-        });
-        let control = fs::read(self.data.join("global/pg_control")).expect("read pg_control");
-        fs::write(target.join("global/pg_control"), control).expect("write pg_control");
-        let stopped = query(&mut session, &format!("SELECT labelfile FROM {stop}")).expect("stop the backup");
-        fs::write(target.join("backup_label"), &stopped[0][0]).expect("write backup_label");
-        fs::create_dir_all(target.join("pg_wal/archive_status")).expect("create archive_status");
-    }
 }
 
 impl Drop for Cluster {
@@ -571,33 +546,4 @@ pub fn query(client: &mut postgres::Client, sql: &str) -> Result<Vec<Vec<String>
         }
     }
     Ok(rows)
-}
-
-/// Copies what is there; what vanishes meanwhile is not needed. `skip` sees paths relative to `from`.
-pub fn copy_tree(from: &Path, to: &Path, skip: &dyn Fn(&Path) -> bool) {
-    fn copy(from: &Path, to: &Path, relative: &Path, skip: &dyn Fn(&Path) -> bool) -> std::io::Result<()> {
-        let (source, target) = (from.join(relative), to.join(relative));
-        let facts = fs::symlink_metadata(&source)?;
-        if facts.is_symlink() {
-            return std::os::unix::fs::symlink(fs::read_link(&source)?, &target);
-        }
-        if facts.is_file() {
-            return fs::copy(&source, &target).map(|_| ());
-        }
-        fs::create_dir(&target)?;
-        fs::set_permissions(&target, facts.permissions())?;
-        for entry in fs::read_dir(&source)? {
-            let path = relative.join(entry?.file_name());
-            if skip(&path) {
-                continue;
-            }
-            match copy(from, to, &path, skip) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-    copy(from, to, Path::new(""), skip)
-        .unwrap_or_else(|e| panic!("copy {} to {}: {e}", from.display(), to.display()));
 }
