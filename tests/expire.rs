@@ -12,6 +12,8 @@ mod refusals;
 #[path = "backup/site.rs"]
 #[allow(dead_code)]
 mod site;
+#[path = "expire/years.rs"]
+mod years;
 
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 # Installs what building and testing need and what is not there yet. Debian 12 with apt; elsewhere it says
 # what is missing.
 #   prepare.sh tools     compiler, C library, make, git, PostgreSQL 15 with its contrib modules, zstd
-#   prepare.sh servers   Node.js with npm and Python with pip, from which the tests fetch more servers
+#   prepare.sh servers   Node.js with npm and Python with pip, from which the tests fetch more servers; libfaketime for tests of years
 set -eu
 
 missing=
@@ -28,6 +28,7 @@ case ${1:-tools} in
         need python3 python3
         python3 -m venv --help >/dev/null 2>&1 || missing="$missing python3-venv"
         need setpriv util-linux
+        need faketime faketime
         ;;
     *) echo "prepare.sh: usage: prepare.sh tools|servers" >&2; exit 2 ;;
 esac
