@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::cluster::{Cluster, directory_of_postgres};
+use crate::cluster::{Cluster, directory_of_postgres, give_to_postgres};
 use crate::measure::{Cost, Invocation, bytes_below, measure, median_wall, summary};
 use crate::tools::{Bench, Tool};
 
@@ -134,37 +134,74 @@ fn competitors<'a>(blocks: &'a Bench, map: &'a Bench) -> Vec<Competitor<'a>> {
     ]
 }
 
-/// Every competitor archives every segment, because each finds its changes there; the one that is measured archives first, so that it waits
-/// for nobody.
+/// Every competitor archives every segment, because each finds its changes there, but PostgreSQL has one archiver, and a backup of walhold waits for
+/// its WAL: during a measurement the archiver works for the measured one alone. The others get the same files in the same order before the next
+/// measurement begins, outside of it.
+///
+/// Everybody is given links in a folder of its own, because pg_wal may have lost the segment by then (without recycling its inode stays as it is),
+/// and because WAL-RUS leaves files beside those it is given.
 struct Archiving<'a> {
     cluster: &'a Cluster,
     competitors: &'a [Competitor<'a>],
-    order: PathBuf,
+    /// Links to what PostgreSQL has archived and not everybody has.
+    links: PathBuf,
+    /// Holds the number of the one that is measured, or nothing.
+    measured: PathBuf,
 }
 
 impl<'a> Archiving<'a> {
     fn begin(cluster: &'a Cluster, competitors: &'a [Competitor<'a>]) -> Archiving<'a> {
-        let folder = cluster.socket.clone();
-        let (order, script) = (folder.join("archive-first"), folder.join("archive-all"));
-        let mut text = "#!/bin/sh\none() {\n  case $1 in\n".to_owned();
-        for (index, competitor) in competitors.iter().enumerate() {
-            let verb = if competitor.tool == Tool::PgBackRest { "archive-push" } else { "wal-push" };
-            let command = competitor.bench.as_command(&competitor.call(cluster, &[verb]));
-            text += &format!("    {index}) {command} \"$2\" ;;\n");
+        let folder = cluster.socket.join("archiving");
+        directory_of_postgres(&folder);
+        let archiving =
+            Archiving { cluster, competitors, links: folder.join("wal"), measured: folder.join("measured") };
+        directory_of_postgres(&archiving.links);
+        for index in 0..competitors.len() {
+            std::fs::write(archiving.delivered(index), "").expect("write what was delivered");
+            give_to_postgres(&archiving.delivered(index));
         }
-        let count = competitors.len();
-        text += &format!(
-            "  esac\n}}\nfirst=$(cat {})\none $first \"$1\" || exit 1\ni=0\nwhile [ $i -lt {count} ]; do\n  if [ $i -ne $first ]; then one $i \"$1\" || exit 1; fi\n  i=$((i + 1))\ndone\n",
-            order.display()
+        archiving.work_for(None);
+        let script = folder.join("archive");
+        std::fs::write(&script, archiving.script()).expect("write the archiving script");
+        cluster.sql("ALTER SYSTEM SET wal_recycle = off");
+        cluster.archive_with(&format!("sh {} %p %f", script.display()));
+        archiving
+    }
+
+    /// What PostgreSQL calls, with the file's path and name. It may call again for a file that was linked, or delivered, already.
+    fn script(&self) -> String {
+        let (links, measured) = (self.links.display(), self.measured.display());
+        let mut text = format!(
+            "link={links}/$2\n[ -e \"$link\" ] || ln \"$1\" \"$link\" || exit 1\ncase $(cat {measured}) in\n"
         );
-        std::fs::write(&script, text).expect("write the archiving script");
-        std::fs::write(&order, "0").expect("write the order");
-        cluster.archive_with(&format!("sh {} %p", script.display()));
-        Archiving { cluster, competitors, order }
+        for (index, competitor) in self.competitors.iter().enumerate() {
+            let command = competitor.bench.as_command(&self.delivery(competitor, "\"$link\""));
+            let delivered = self.delivered(index);
+            text += &format!("  {index}) {command} && echo \"$2\" >> {} ;;\n", delivered.display());
+        }
+        text + "esac\n"
+    }
+
+    /// The call that archives a file.
+    fn delivery(&self, competitor: &Competitor<'_>, path: &str) -> Invocation {
+        let verb = if competitor.tool == Tool::PgBackRest { "archive-push" } else { "wal-push" };
+        competitor.call(self.cluster, &[verb, path])
+    }
+
+    /// Holds the names that a competitor was given by the archiver.
+    fn delivered(&self, index: usize) -> PathBuf {
+        self.measured.with_file_name(format!("delivered-{index}"))
+    }
+
+    /// Takes effect with the archiver's next call.
+    fn work_for(&self, index: Option<usize>) {
+        let text = index.map(|index| index.to_string()).unwrap_or_default();
+        std::fs::write(&self.measured, text).expect("write who is measured");
     }
 
     /// Waits until everything that was written is archived everywhere.
     fn drain(&self) {
+        self.work_for(None);
         self.cluster.sql("CHECKPOINT");
         let last = self.cluster.sql("SELECT pg_walfile_name(pg_switch_wal())");
         let archived = format!("SELECT coalesce(last_archived_wal >= '{last}', false) FROM pg_stat_archiver");
@@ -173,14 +210,35 @@ impl<'a> Archiving<'a> {
             assert!(begun.elapsed().as_secs() < 600, "{last} was not archived");
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
+        self.deliver();
+    }
+
+    /// Gives every competitor what it has not been given yet, in order; then the links go.
+    fn deliver(&self) {
+        let linked = std::fs::read_dir(&self.links).expect("list the links").flatten();
+        let mut names: Vec<String> =
+            linked.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_wal(name)).collect();
+        names.sort();
+        for (index, competitor) in self.competitors.iter().enumerate() {
+            let path = self.delivered(index);
+            let delivered = std::fs::read_to_string(&path).expect("read what was delivered");
+            for name in names.iter().filter(|name| !delivered.lines().any(|line| line == *name)) {
+                let link = self.links.join(name).display().to_string();
+                measure(&self.delivery(competitor, &link));
+            }
+            std::fs::write(&path, "").expect("write what was delivered");
+        }
+        for name in names {
+            std::fs::remove_file(self.links.join(name)).expect("remove a link");
+        }
     }
 
     /// One backup of each competitor: cost and growth.
     fn backups(&self, kind: Kind) -> Vec<(Cost, u64)> {
         let one = |(index, competitor): (usize, &Competitor<'_>)| {
-            std::fs::write(&self.order, index.to_string()).expect("write the order");
             self.drain();
             let before = competitor.stored();
+            self.work_for(Some(index));
             let cost = measure(&competitor.backup(self.cluster, kind));
             (cost, competitor.stored() - before)
         };
@@ -271,6 +329,13 @@ impl<'a> Archiving<'a> {
         }
         report(what, self.competitors, &costs);
     }
+}
+
+/// A name that PostgreSQL gives to what it archives: segments and backup histories. WAL-RUS's delta files lie beside them.
+fn is_wal(name: &str) -> bool {
+    let (segment, rest) = name.split_at_checked(24).unwrap_or((name, ""));
+    let is_segment = segment.len() == 24 && segment.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_segment && (rest.is_empty() || rest.ends_with(".backup"))
 }
 
 fn report(what: &str, competitors: &[Competitor<'_>], costs: &[Vec<Cost>]) {
