@@ -33,10 +33,6 @@ pub enum Trust {
 /// Where the new backup starts, and what its cluster is like.
 #[derive(Clone, Debug)]
 pub struct NewStart {
-    /// The cluster's identity.
-    pub system_identifier: SystemIdentifier,
-    /// Bytes in a WAL segment.
-    pub wal_segment_size: WalSegmentSize,
     /// Bytes in a page.
     pub block_size: u32,
     /// Whether pages carry checksums.
@@ -49,41 +45,96 @@ pub struct NewStart {
     pub history: Result<TimelineHistory, String>,
 }
 
-/// Chooses the base; `None` if there is no backup that can be one.
-pub fn choose(request: &BackupRequest<'_>, new: &NewStart) -> Result<Option<Base>, BackupError> {
-    let catalogue =
-        Catalogue { repository: request.repository, cluster: request.cluster, keys: request.keys };
+/// Backups that a new one may take over from, read while the server is still busy with the checkpoint that the new one begins with.
+#[derive(Default)]
+pub struct Candidates {
+    /// The newest first.
+    summaries: Vec<BackupSummary>,
+    /// The first of them, which is nearly always the one: its name, and all of it if it can be a base.
+    first: Option<(BackupId, Option<Manifest>)>,
+}
+
+/// Reads which backups there are that have packs of this cluster.
+pub fn candidates(
+    request: &BackupRequest<'_>,
+    system_identifier: SystemIdentifier,
+    wal_segment_size: WalSegmentSize,
+) -> Result<Candidates, BackupError> {
+    let catalogue = catalogue_of(request);
     let doomed = tombstone::list(request.repository, request.cluster)?;
-    let mut usable = Vec::new();
+    let mut summaries = Vec::new();
     for backup in catalogue.list()?.into_iter().rev() {
         match backup.summary {
             Ok(_) if doomed.iter().any(|(_, tombstone)| tombstone.names(&backup.id)) => {}
-            Ok(summary) if shares_packs(&summary, new) => usable.push(summary),
+            Ok(summary) if shares_packs(&summary, system_identifier, wal_segment_size) => {
+                summaries.push(summary);
+            }
             Ok(_) => {}
             Err(error) => tracing::warn!("backup {} is not used as a base: {error}", backup.id),
         }
     }
-    for (summary, trust) in in_order(usable, new) {
-        let manifest = match catalogue.manifest(&BackupName::Id(summary.id.clone())) {
-            Ok(manifest) => manifest,
-            Err(error @ BackupError::Repository(_)) => return Err(error),
-            Err(error) => {
-                tracing::warn!("backup {} is not used as a base: {error}", summary.id);
-                continue;
-            }
+    let first = match summaries.first() {
+        Some(newest) => Some((newest.id.clone(), load(request, &catalogue, newest)?)),
+        None => None,
+    };
+    Ok(Candidates { summaries, first })
+}
+
+/// Chooses the base; `None` if there is no backup that can be one.
+pub fn choose(
+    request: &BackupRequest<'_>,
+    candidates: Candidates,
+    new: &NewStart,
+) -> Result<Option<Base>, BackupError> {
+    let catalogue = catalogue_of(request);
+    let mut first = candidates.first;
+    for (summary, trust) in in_order(candidates.summaries, new) {
+        let manifest = match first.take_if(|(id, _)| *id == summary.id) {
+            Some((_, loaded)) => loaded,
+            None => load(request, &catalogue, &summary)?,
         };
-        match find_packs(request.repository, request.cluster, &manifest) {
-            Ok(_) => return Ok(Some(Base { manifest, trust })),
-            Err(RestoreError::Repository(error)) => return Err(error.into()),
-            Err(error) => tracing::warn!("backup {} is not used as a base: {error}", summary.id),
+        if let Some(manifest) = manifest {
+            return Ok(Some(Base { manifest, trust }));
         }
     }
     Ok(None)
 }
 
+fn catalogue_of<'a>(request: &BackupRequest<'a>) -> Catalogue<'a> {
+    Catalogue { repository: request.repository, cluster: request.cluster, keys: request.keys }
+}
+
+/// All of a backup; `None` if it cannot be a base, which is said.
+fn load(
+    request: &BackupRequest<'_>,
+    catalogue: &Catalogue<'_>,
+    summary: &BackupSummary,
+) -> Result<Option<Manifest>, BackupError> {
+    let manifest = match catalogue.manifest(&BackupName::Id(summary.id.clone())) {
+        Ok(manifest) => manifest,
+        Err(error @ BackupError::Repository(_)) => return Err(error),
+        Err(error) => {
+            tracing::warn!("backup {} is not used as a base: {error}", summary.id);
+            return Ok(None);
+        }
+    };
+    match find_packs(request.repository, request.cluster, &manifest) {
+        Ok(_) => Ok(Some(manifest)),
+        Err(RestoreError::Repository(error)) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!("backup {} is not used as a base: {error}", summary.id);
+            Ok(None)
+        }
+    }
+}
+
 /// Whether its packs can be named in the new backup's manifest: they carry the cluster's identity and segment size.
-fn shares_packs(summary: &BackupSummary, new: &NewStart) -> bool {
-    summary.system_identifier == new.system_identifier && summary.wal_segment_size == new.wal_segment_size
+fn shares_packs(
+    summary: &BackupSummary,
+    system_identifier: SystemIdentifier,
+    wal_segment_size: WalSegmentSize,
+) -> bool {
+    summary.system_identifier == system_identifier && summary.wal_segment_size == wal_segment_size
 }
 
 /// Those on the server's line first, then the others; the newest first in both.
@@ -153,8 +204,6 @@ mod tests {
     fn new(history: &str, of: u32, lsn: &str) -> NewStart {
         let summary = backup(1, "0/2000028", "0/2000100");
         NewStart {
-            system_identifier: summary.system_identifier,
-            wal_segment_size: summary.wal_segment_size,
             block_size: summary.block_size,
             data_checksums: summary.data_checksums,
             major: summary.server_version / 10_000,

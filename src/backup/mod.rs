@@ -30,6 +30,7 @@ pub mod wait_for_wal;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 pub use error::BackupError;
@@ -45,9 +46,10 @@ use crate::pg::backup_label::BackupLabel;
 use crate::pg::client::{ConnectionSettings, Session, StartCheckpoint, StoppedBackup};
 use crate::pg::{Lsn, PgTimestamp, WalSegmentName, WalSegmentNumber};
 use crate::progress::Progress;
+use crate::repeating::Repeating;
 use crate::repository::Repository;
 use crate::wal::identity::ensure_recorded;
-use base::{Base, NewStart};
+use base::{Base, Candidates, NewStart};
 use changes::{ChangeSource, Changes, ChangesFrom};
 use copy::{Copied, CopyPlan, Copying};
 use facts::ServerState;
@@ -59,6 +61,7 @@ use relation_file::PageRules;
 use resume::StoredParts;
 use reuse::{PageLayout, ReusePlan, bytes_to_read};
 use session::SessionWatch;
+use tombstone::Tombstone;
 
 /// What a backup is taken of, where it goes, and how.
 pub struct BackupRequest<'a> {
@@ -154,26 +157,41 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
     facts::check(&mut session, &state)?;
     record_identity(request, &state)?;
     let before = lost_databases::ask(&mut session)?;
-    let started = start(&mut session, request, &state)?;
-    let base = choose_base(request, &state, &started)?;
+    reached(began, "connected");
+    let (started, candidates) = start(&mut session, request, &state)?;
+    reached(began, "begun, candidates for a base read");
+    let base = choose_base(request, &state, &started, candidates)?;
     let resumed = find_attempts(request, &state, base.as_ref())?;
-    let intent = announce(request, started.segment, base.as_ref(), &resumed)?;
-    let id = intent.id.clone();
+    let announcement = Announcement {
+        segment: started.segment,
+        base: base.as_ref().map(|base| base.manifest.summary.id.clone()),
+        resumes: resumed.attempts(),
+    };
     std::thread::scope(|scope| {
-        let _alive = intent::keep_announcing(scope, request.repository, request.cluster, intent);
+        // Its way to the disk takes as long as finding what has changed.
+        let announced = scope.spawn(|| announcement.announce(scope, request));
+        let found = find_changes(&mut session, request, &state, &started, base);
+        reached(began, "changes found");
+        let Announced { id, _alive, tombstones } = announced.join().map_err(|_| BackupError::JobLost)??;
+        reached(began, "announced");
         let withdraw = |_: &BackupError| intent::withdraw(request.repository, request.cluster, &id);
-        let (base, resumed) = still_there(request, base, resumed).inspect_err(withdraw)?;
-        let reused = find_changes(&mut session, request, &state, &started, base).inspect_err(withdraw)?;
+        let reused = found.inspect_err(withdraw)?;
+        let (reused, resumed) = still_there(&tombstones, reused, resumed);
         let from = TakenOver { reused: reused.as_ref(), resumed: &resumed };
         let taken = copy_until_stopped(&mut session, request, &state, &started, &id, from)?;
+        reached(began, "stopped, all packs durable");
         let suspects = lost_databases::Suspects::new(&before, &taken.databases)?;
         kill_point("backup: copied");
         let wal = session::wal_of(&state, &started.lsn, &taken.stopped)?;
+        let manifest = describe(request, &state, &started, &wal, id, taken, from)?;
+        let encoded = publish::encode_manifest(request, &manifest)?;
+        reached(began, "manifest encoded");
         session::wait_for_wal(&mut session, request, &state, &wal)?;
+        reached(began, "WAL arrived");
         suspects.check(request, &state, &wal.span)?;
         kill_point("backup: before manifest");
-        let manifest = describe(request, &state, &started, &wal, id.clone(), taken, from)?;
-        publish::publish_manifest(request, &manifest)?;
+        encoded.publish(request)?;
+        reached(began, "published");
         Ok(BackupReport {
             summary: manifest.summary,
             damaged_blocks: manifest.server.damaged_blocks,
@@ -181,7 +199,12 @@ pub fn take_backup(request: &BackupRequest<'_>) -> Result<BackupReport, BackupEr
         })
     })
     .map_err(|error| session::lost_if_closed(&mut session, error))
-    .inspect(|_| intent::clean_up(request.repository, request.cluster, &id))
+    .inspect(|report| intent::clean_up(request.repository, request.cluster, &report.summary.id))
+}
+
+/// Where the time goes, for who asks (`--log-level debug`).
+fn reached(began: Instant, what: &str) {
+    tracing::debug!("{:.1} ms after the beginning: {what}", began.elapsed().as_secs_f64() * 1e3);
 }
 
 /// Before the first object of a cluster lies under a name, the name is the cluster's.
@@ -201,18 +224,26 @@ fn record_identity(request: &BackupRequest<'_>, state: &ServerState) -> Result<(
     Ok(ensure_recorded(request.repository, request.cluster, system, Some(state.major()))?)
 }
 
+/// Begins the backup, and reads meanwhile what it may be based on: the checkpoint takes the server's time, not ours.
 fn start(
     session: &mut Session,
     request: &BackupRequest<'_>,
     state: &ServerState,
-) -> Result<Started, BackupError> {
-    let lsn = session.start_backup(request.label, request.checkpoint)?;
-    let time = session.now()?;
-    // The checkpoint that the start waited for, or on a standby the last one replayed.
-    let timeline = control::read(&state.pgdata)?.file.checkpoint_timeline;
+) -> Result<(Started, Candidates), BackupError> {
     let size = state.control.wal_segment_size;
-    let segment = WalSegmentName::new(timeline, WalSegmentNumber::containing(lsn, size), size);
-    Ok(Started { lsn, segment, time })
+    std::thread::scope(|scope| {
+        let candidates = scope.spawn(|| match request.extent {
+            Extent::Full => Ok(Candidates::default()),
+            Extent::Incremental(_) => base::candidates(request, state.system_identifier(), size),
+        });
+        let lsn = session.start_backup(request.label, request.checkpoint)?;
+        let time = session.now()?;
+        // The checkpoint that the start waited for, or on a standby the last one replayed.
+        let timeline = control::read(&state.pgdata)?.file.checkpoint_timeline;
+        let segment = WalSegmentName::new(timeline, WalSegmentNumber::containing(lsn, size), size);
+        let candidates = candidates.join().map_err(|_| BackupError::JobLost)??;
+        Ok((Started { lsn, segment, time }, candidates))
+    })
 }
 
 /// The backup to take over from, if there is one.
@@ -220,18 +251,17 @@ fn choose_base(
     request: &BackupRequest<'_>,
     state: &ServerState,
     started: &Started,
+    candidates: Candidates,
 ) -> Result<Option<Base>, BackupError> {
     let Extent::Incremental(_) = request.extent else { return Ok(None) };
     let new = NewStart {
-        system_identifier: state.system_identifier(),
-        wal_segment_size: state.control.wal_segment_size,
         block_size: state.control.block_size,
         data_checksums: state.control.data_checksum_version != 0,
         major: state.major(),
         lsn: started.lsn,
         history: session::history_of(state, started.segment.timeline).map_err(|error| error.to_string()),
     };
-    let base = base::choose(request, &new)?;
+    let base = base::choose(request, candidates, &new)?;
     if base.is_none() {
         tracing::info!("there is no earlier backup to take over from: everything is stored");
     }
@@ -255,28 +285,26 @@ fn find_attempts(
     }
 }
 
-/// Asked after the intent that names base and attempts was published: an expire that begins later keeps them, and one that began
-/// earlier has left a tombstone by now.
+/// What of base and attempts is not being expired.
 fn still_there(
-    request: &BackupRequest<'_>,
-    base: Option<Base>,
+    tombstones: &[Tombstone],
+    reused: Option<Reused>,
     resumed: StoredParts,
-) -> Result<(Option<Base>, StoredParts), BackupError> {
-    let tombstones = tombstone::list(request.repository, request.cluster)?;
-    let is_doomed = |base: &Base| {
-        let id = &base.manifest.summary.id;
-        let doomed = tombstones.iter().any(|(_, tombstone)| tombstone.names(id));
+) -> (Option<Reused>, StoredParts) {
+    let is_doomed = |reused: &Reused| {
+        let id = &reused.base.manifest.summary.id;
+        let doomed = tombstones.iter().any(|tombstone| tombstone.names(id));
         if doomed {
             tracing::warn!("backup {id}, the base, is being expired meanwhile: everything is stored");
         }
         doomed
     };
-    let resumed = resumed.without_doomed(&tombstones);
+    let resumed = resumed.without_doomed(tombstones);
     if !resumed.is_empty() {
         let attempts: Vec<String> = resumed.attempts().iter().map(BackupId::to_string).collect();
         tracing::info!("what the interrupted {} stored is not stored again", attempts.join(", "));
     }
-    Ok((base.filter(|base| !is_doomed(base)), resumed))
+    (reused.filter(|reused| !is_doomed(reused)), resumed)
 }
 
 /// Finds out what has changed since the base.
@@ -301,25 +329,49 @@ fn find_changes(
     Ok(Some(Reused { base, source: found.source, changes: found.changes }))
 }
 
-/// Finds an id that nobody uses and announces it. Two hosts may begin in one second at one segment.
-fn announce(
-    request: &BackupRequest<'_>,
+/// What a backup says of itself before it stores anything.
+struct Announcement {
     segment: WalSegmentName,
-    base: Option<&Base>,
-    resumed: &StoredParts,
-) -> Result<Intent, BackupError> {
-    let base = base.map(|base| base.manifest.summary.id.clone());
-    let mut attempts = 0;
-    loop {
-        let intent =
-            Intent::new(BackupId::new(jiff::Timestamp::now(), segment), base.clone(), resumed.attempts());
-        match intent.announce(request.repository, request.cluster) {
-            Ok(()) => return Ok(intent),
-            Err(BackupError::Taken(_)) if attempts < 5 => attempts += 1,
-            Err(error) => return Err(error),
-        }
-        if !crate::interrupt::sleep(Duration::from_millis(1100)) {
-            return Err(BackupError::Interrupted);
+    base: Option<BackupId>,
+    resumes: Vec<BackupId>,
+}
+
+/// A backup that others know of.
+struct Announced {
+    id: BackupId,
+    /// Goes on saying so until it is dropped.
+    _alive: Repeating,
+    /// Read after the intent that names base and attempts was published: an expire that begins later keeps them, and one that began
+    /// earlier had left a tombstone by then.
+    tombstones: Vec<Tombstone>,
+}
+
+impl Announcement {
+    /// Finds an id that nobody uses and announces it. Two hosts may begin in one second at one segment.
+    fn announce<'scope, 'env>(
+        &self,
+        scope: &'scope Scope<'scope, 'env>,
+        request: &'env BackupRequest<'env>,
+    ) -> Result<Announced, BackupError> {
+        let (repository, cluster) = (request.repository, request.cluster);
+        let mut attempts = 0;
+        loop {
+            let id = BackupId::new(jiff::Timestamp::now(), self.segment);
+            let intent = Intent::new(id.clone(), self.base.clone(), self.resumes.clone());
+            match intent.announce(repository, cluster) {
+                Ok(()) => {
+                    let _alive = intent::keep_announcing(scope, repository, cluster, intent);
+                    let tombstones = tombstone::list(repository, cluster)
+                        .inspect_err(|_| intent::withdraw(repository, cluster, &id))?;
+                    let tombstones = tombstones.into_iter().map(|(_, tombstone)| tombstone).collect();
+                    return Ok(Announced { id, _alive, tombstones });
+                }
+                Err(BackupError::Taken(_)) if attempts < 5 => attempts += 1,
+                Err(error) => return Err(error),
+            }
+            if !crate::interrupt::sleep(Duration::from_millis(1100)) {
+                return Err(BackupError::Interrupted);
+            }
         }
     }
 }

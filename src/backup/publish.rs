@@ -3,10 +3,10 @@
 use super::list::manifest_facts;
 use super::{BackupError, BackupRequest, tombstone};
 use crate::codec::decode::{Expected, read_tail};
-use crate::codec::encode::{ChunkSource, Encoded, SinkError, encode_object};
+use crate::codec::encode::{ChunkSource, EncodeError, Encoded, ObjectSink, SinkError, encode_object};
 use crate::format::envelope::{CHUNK_SIZE, ObjectFacts};
-use crate::format::manifest::Manifest;
-use crate::format::{ObjectKey, keys};
+use crate::format::manifest::{Manifest, PackEntry};
+use crate::format::{BackupId, ObjectKey, keys};
 use crate::repository::{Naming, Published, RepositoryObject, StoredObject};
 
 /// Bytes in memory as an object's plaintext.
@@ -22,8 +22,21 @@ impl ChunkSource for Body<'_> {
     }
 }
 
-/// Publishes the manifest; durable when this returns `Ok`.
-pub fn publish_manifest(request: &BackupRequest<'_>, manifest: &Manifest) -> Result<(), BackupError> {
+/// A manifest as it will be stored: made while the server still archives the backup's last WAL.
+pub struct EncodedManifest {
+    key: ObjectKey,
+    id: BackupId,
+    packs: Vec<PackEntry>,
+    facts: ObjectFacts,
+    bytes: Vec<u8>,
+    encoded: Encoded,
+}
+
+/// Encodes the manifest; nothing of it is stored yet.
+pub fn encode_manifest(
+    request: &BackupRequest<'_>,
+    manifest: &Manifest,
+) -> Result<EncodedManifest, BackupError> {
     let summary = &manifest.summary;
     let key = keys::manifest(request.cluster, &summary.id);
     let index = summary.to_json().map_err(|error| BackupError::BadManifest {
@@ -35,20 +48,32 @@ pub fn publish_manifest(request: &BackupRequest<'_>, manifest: &Manifest) -> Res
         ..manifest_facts(summary.system_identifier)
     };
     let body = manifest.encode();
-    let is_safe =
-        || tombstone::check_before_publish(request.repository, request.cluster, &summary.id, &manifest.packs);
-    is_safe()?;
-    let mut publication =
-        request.repository.publish(&key, Naming::ByStore, body.len() as u64 + index.len() as u64)?;
-    let encoded = encode_object(Body(&body), &facts, &key, &request.sealing, |_| index, &mut publication)?;
-    match publication.finish(&encoded.digest)? {
-        Published::Created => {}
-        // An upload in parts whose last answer was lost.
-        Published::Exists(stored) if is_this(request, &stored, &facts, &encoded) => {}
-        Published::Exists(_) => return Err(BackupError::Taken(key.to_string())),
+    let mut bytes = Vec::new();
+    let encoded = encode_object(Body(&body), &facts, &key, &request.sealing, |_| index, &mut bytes)?;
+    let (id, packs) = (summary.id.clone(), manifest.packs.clone());
+    Ok(EncodedManifest { key, id, packs, facts, bytes, encoded })
+}
+
+impl EncodedManifest {
+    /// Publishes it; durable when this returns `Ok`.
+    pub fn publish(self, request: &BackupRequest<'_>) -> Result<(), BackupError> {
+        let is_safe =
+            || tombstone::check_before_publish(request.repository, request.cluster, &self.id, &self.packs);
+        is_safe()?;
+        let mut publication =
+            request.repository.publish(&self.key, Naming::ByStore, self.bytes.len() as u64)?;
+        for piece in self.bytes.chunks(CHUNK_SIZE) {
+            publication.write(piece).map_err(EncodeError::Sink)?;
+        }
+        match publication.finish(&self.encoded.digest)? {
+            Published::Created => {}
+            // An upload in parts whose last answer was lost.
+            Published::Exists(stored) if is_this(request, &stored, &self.facts, &self.encoded) => {}
+            Published::Exists(_) => return Err(BackupError::Taken(self.key.to_string())),
+        }
+        // A host that slept between the look and the publication was taken for dead meanwhile.
+        is_safe().inspect_err(|_| take_back(request, &self.key))
     }
-    // A host that slept between the look and the publication was taken for dead meanwhile.
-    is_safe().inspect_err(|_| take_back(request, &key))
 }
 
 /// Whether the manifest that lies there has the same content: then it is ours, because no two backups have one.

@@ -180,9 +180,9 @@ impl StoredParts {
     }
 
     /// Gives up what expire is about to delete. To be asked after the intent that names the attempts was published.
-    pub(super) fn without_doomed(mut self, tombstones: &[(StoredObject, Tombstone)]) -> StoredParts {
+    pub(super) fn without_doomed(mut self, tombstones: &[Tombstone]) -> StoredParts {
         let is_doomed = |pack: &PackEntry| {
-            tombstones.iter().any(|(_, tombstone)| tombstone.names(&pack.backup) || tombstone.dooms(pack))
+            tombstones.iter().any(|tombstone| tombstone.names(&pack.backup) || tombstone.dooms(pack))
         };
         let doomed: Vec<bool> = self.packs.iter().map(is_doomed).collect();
         self.parts.retain(|part| {
@@ -352,8 +352,7 @@ mod tests {
         let doomed = |change: &dyn Fn(&mut Tombstone)| {
             let mut tombstone = Tombstone::new();
             change(&mut tombstone);
-            let object = end(0, &[]).object;
-            stored().without_doomed(&[(object, tombstone)])
+            stored().without_doomed(&[tombstone])
         };
         let attempt = pack_entry().backup;
         assert!(!doomed(&|_| {}).is_empty());

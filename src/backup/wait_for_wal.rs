@@ -56,7 +56,7 @@ impl WalSpan {
 }
 
 /// Pauses between looks: short at first, because the last segment usually comes at once.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// From so many missing files on, folders are listed instead of asking for each file.
 const WORTH_LISTING: usize = 8;
@@ -100,8 +100,8 @@ impl WalWait<'_> {
                 return Err(BackupError::Interrupted);
             }
             while_waiting(waited)?;
-            // A look comes late by a quarter of the wait at most.
-            pause = (last_arrival.elapsed() / 4).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+            // A look comes late by an eighth of the wait at most.
+            pause = (last_arrival.elapsed() / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         }
     }
 
