@@ -216,8 +216,10 @@ impl<'a> Archiving<'a> {
     /// Gives every competitor what it has not been given yet, in order; then the links go.
     fn deliver(&self) {
         let linked = std::fs::read_dir(&self.links).expect("list the links").flatten();
-        let mut names: Vec<String> =
-            linked.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_wal(name)).collect();
+        let mut names: Vec<String> = linked
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| is_wal(name))
+            .collect();
         names.sort();
         for (index, competitor) in self.competitors.iter().enumerate() {
             let path = self.delivered(index);

@@ -49,7 +49,21 @@ const RAW_BLOCK_SIZE: usize = 128 << 10;
 pub(super) enum Compressor {
     Raw,
     Zstd(Box<zstd::bulk::Compressor<'static>>),
+    /// Tries on a part of each chunk which matches are worth while.
+    Trying(Box<zstd::bulk::Compressor<'static>>),
 }
+
+/// The level of zstd whose matches have 7 bytes at least. Pages of a B-tree, whose entries are short and alike, become a third to nearly a half
+/// smaller with [`SHORT_MATCH`], for a tenth more of its time; rows become 4 % larger.
+const LEVEL_OF_LONG_MATCHES: i32 = 1;
+const LONG_MATCH: u32 = 7;
+const SHORT_MATCH: u32 = 5;
+/// Bytes from the middle of a chunk that are compressed both ways: two pages, 3 % of the time for 1 MiB.
+const SAMPLE: usize = 16 << 10;
+/// Smaller chunks are not worth the trial.
+const TRIED_FROM: usize = 4 * SAMPLE;
+/// Short matches are taken if they leave at most so much of the sample, in percent of what the long ones leave.
+const WORTH_WHILE_PERCENT: usize = 97;
 
 impl Compressor {
     pub(super) fn new(compression: Compression) -> Result<Compressor, String> {
@@ -62,19 +76,64 @@ impl Compressor {
         }
     }
 
+    /// For chunks that differ much from one to the next: pages of rows and of indexes. Its frames are like any others.
+    pub(super) fn of_pages(compression: Compression) -> Result<Compressor, String> {
+        match Compressor::new(compression)? {
+            Compressor::Zstd(context) if compression == Compression::Zstd(LEVEL_OF_LONG_MATCHES) => {
+                Ok(Compressor::Trying(context))
+            }
+            other => Ok(other),
+        }
+    }
+
     /// Appends one frame to `out`.
     pub(super) fn append(&mut self, plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
         out.reserve(compressed_bound(plaintext.len()));
         match self {
             Compressor::Raw => append_raw_frame(plaintext, out),
-            Compressor::Zstd(compressor) => {
-                let mut cursor = Cursor::new(&mut *out);
-                cursor.set_position(cursor.get_ref().len() as u64);
-                compressor.compress_to_buffer(plaintext, &mut cursor).map_err(|error| error.to_string())?;
-                Ok(())
+            Compressor::Zstd(context) => append_frame(context, plaintext, out),
+            Compressor::Trying(context) => {
+                let least = least_match(context, plaintext, out)?;
+                set_least_match(context, least)?;
+                append_frame(context, plaintext, out)
             }
         }
     }
+}
+
+type Context = zstd::bulk::Compressor<'static>;
+
+fn append_frame(context: &mut Context, plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+    let mut cursor = Cursor::new(&mut *out);
+    cursor.set_position(cursor.get_ref().len() as u64);
+    context.compress_to_buffer(plaintext, &mut cursor).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// `None` is what the level has for as much plaintext.
+fn set_least_match(context: &mut Context, least: Option<u32>) -> Result<(), String> {
+    let parameter = zstd_safe::CParameter::MinMatch(least.unwrap_or(0));
+    context.set_parameter(parameter).map_err(|error| error.to_string())
+}
+
+/// What the shortest match of a chunk should be. `out` is as long afterwards as it was.
+fn least_match(context: &mut Context, chunk: &[u8], out: &mut Vec<u8>) -> Result<Option<u32>, String> {
+    if chunk.len() < TRIED_FROM {
+        return Ok(None);
+    }
+    // Whole pages.
+    let middle = (chunk.len() / 2).next_multiple_of(8 << 10);
+    let sample = chunk.get(middle..middle + SAMPLE).unwrap_or_default();
+    let begin = out.len();
+    let mut size_with = |least| {
+        set_least_match(context, Some(least))?;
+        append_frame(context, sample, out)?;
+        let size = out.len() - begin;
+        out.truncate(begin);
+        Ok::<_, String>(size)
+    };
+    let (long, short) = (size_with(LONG_MATCH)?, size_with(SHORT_MATCH)?);
+    Ok((short * 100 <= long * WORTH_WHILE_PERCENT).then_some(SHORT_MATCH))
 }
 
 /// A frame of raw blocks (RFC 8878, section 3.1.1): single segment, content size in four bytes.
@@ -148,13 +207,54 @@ mod tests {
         }
     }
 
+    /// Entries as a B-tree's page has them: each a little more than the one before.
+    fn entries(count: u32) -> Vec<u8> {
+        let entry = |n: u32| {
+            [&(n / 14).to_le_bytes()[..], &[(n % 14) as u8 + 1, 0, 16, 0], &(n * 3).to_le_bytes(), &[0; 4]]
+                .concat()
+        };
+        (0..count).flat_map(entry).collect()
+    }
+
+    /// Text without a pattern.
+    fn text(length: u32) -> Vec<u8> {
+        let word = |n: u32| b"abcdefghijklmnop"[(n.wrapping_mul(2_654_435_761) >> 28) as usize];
+        (0..length).map(|n| word(n.wrapping_mul(n ^ 0x9E37))).collect()
+    }
+
+    #[test]
+    fn the_trial_finds_what_makes_chunks_smaller() {
+        let size = |compressor: &mut Compressor, chunk: &[u8]| {
+            let mut stored = Vec::new();
+            compressor.append(chunk, &mut stored).unwrap();
+            let mut back = Vec::new();
+            Decompressor::new().unwrap().decompress(&stored, chunk.len(), &mut back).unwrap();
+            assert!(back == chunk);
+            stored.len()
+        };
+        let level = Compression::Zstd(LEVEL_OF_LONG_MATCHES);
+        let mut trying = Compressor::of_pages(level).unwrap();
+        let mut plain = Compressor::new(level).unwrap();
+        let (index, rows) = (entries(60_000), text(900_000));
+        // One after the other in one context: what is found for a chunk is forgotten with the next.
+        for _ in 0..2 {
+            assert!(size(&mut trying, &index) * 10 < size(&mut plain, &index) * 9);
+            assert_eq!(size(&mut trying, &rows), size(&mut plain, &rows));
+            let small = &index[..TRIED_FROM - 1];
+            assert_eq!(size(&mut trying, small), size(&mut plain, small));
+            let least = &index[..TRIED_FROM];
+            assert!(size(&mut trying, least) <= size(&mut plain, least));
+        }
+        assert!(matches!(Compressor::of_pages(Compression::Zstd(3)).unwrap(), Compressor::Zstd(_)));
+    }
+
     #[test]
     fn frames_come_back() {
         for compression in [Compression::None, Compression::Zstd(1)] {
             for length in [0, 1, 255, 256, RAW_BLOCK_SIZE - 1, RAW_BLOCK_SIZE, RAW_BLOCK_SIZE + 1, 300_000] {
                 let plaintext: Vec<u8> = (0..length).map(|n| (n / 7) as u8).collect();
                 let mut stored = b"before".to_vec();
-                Compressor::new(compression).unwrap().append(&plaintext, &mut stored).unwrap();
+                Compressor::of_pages(compression).unwrap().append(&plaintext, &mut stored).unwrap();
                 assert!(stored.len() - 6 <= compressed_bound(length));
                 let mut back = vec![9; 3];
                 let mut decompressor = Decompressor::new().unwrap();

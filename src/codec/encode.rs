@@ -322,7 +322,8 @@ impl<K: ObjectSink> ObjectWriter<K> {
     /// [`ObjectWriter::new`] with header and salt decided.
     pub(super) fn with_plan(plan: SealPlan, key: &ObjectKey, mut sink: K) -> Result<Self, EncodeError> {
         let codec = |problem| EncodeError::Codec { key: key.to_string(), problem };
-        let sealer = ChunkSealer::new(&plan).map_err(codec)?;
+        let compressor = Compressor::of_pages(plan.compression()).map_err(codec)?;
+        let sealer = ChunkSealer::with_compressor(&plan, compressor);
         sink.write(plan.header()).map_err(EncodeError::Sink)?;
         let layout = Layout { stored_length: plan.header().len() as u64, ..Layout::default() };
         let stored = Vec::with_capacity(compressed_bound(CHUNK_SIZE) + 64);

@@ -71,6 +71,10 @@ impl SealPlan {
     pub(super) fn header(&self) -> &[u8] {
         &self.header
     }
+
+    pub(super) fn compression(&self) -> Compression {
+        self.compression
+    }
 }
 
 /// Seals chunks on one thread.
