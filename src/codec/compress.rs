@@ -207,19 +207,19 @@ mod tests {
         }
     }
 
-    /// Entries as a B-tree's page has them: each a little more than the one before.
+    fn random(n: u32) -> [u8; 8] {
+        let n = u64::from(n + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (n ^ (n >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9).to_be_bytes()
+    }
+
+    /// Entries as an index has them: five bytes that neighbours share, and three that differ.
     fn entries(count: u32) -> Vec<u8> {
-        let entry = |n: u32| {
-            [&(n / 14).to_le_bytes()[..], &[(n % 14) as u8 + 1, 0, 16, 0], &(n * 3).to_le_bytes(), &[0; 4]]
-                .concat()
-        };
-        (0..count).flat_map(entry).collect()
+        (0..count).flat_map(|n| [&random(n / 50)[..5], &random(n)[..3]].concat()).collect()
     }
 
     /// Text without a pattern.
     fn text(length: u32) -> Vec<u8> {
-        let word = |n: u32| b"abcdefghijklmnop"[(n.wrapping_mul(2_654_435_761) >> 28) as usize];
-        (0..length).map(|n| word(n.wrapping_mul(n ^ 0x9E37))).collect()
+        (0..length).map(|n| b'a' + random(n)[0] % 16).collect()
     }
 
     #[test]
@@ -235,7 +235,7 @@ mod tests {
         let level = Compression::Zstd(LEVEL_OF_LONG_MATCHES);
         let mut trying = Compressor::of_pages(level).unwrap();
         let mut plain = Compressor::new(level).unwrap();
-        let (index, rows) = (entries(60_000), text(900_000));
+        let (index, rows) = (entries(120_000), text(900_000));
         // One after the other in one context: what is found for a chunk is forgotten with the next.
         for _ in 0..2 {
             assert!(size(&mut trying, &index) * 10 < size(&mut plain, &index) * 9);
