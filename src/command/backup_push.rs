@@ -1,8 +1,8 @@
 //! `backup-push`: takes a base backup.
 //!
 //! 1. Open the repository.
-//! 2. Take the backup: connect and check, begin, choose a base, announce, find what has changed, copy, stop, wait for its WAL,
-//!    publish its manifest.
+//! 2. Take the backup: connect and check, begin, choose a base, announce and find what has changed, copy, stop, encode its manifest,
+//!    wait for its WAL, publish the manifest.
 //! 3. Print what was stored.
 //! 4. Fail if pages were damaged, although the backup is stored.
 
