@@ -75,10 +75,12 @@ impl World<'_> {
     pub fn begin_weather(&mut self) {
         let Some(bucket) = self.site.bucket.as_ref().filter(|_| self.server.weather) else { return };
         let random = &mut self.random;
-        let per_mille = *random.pick(&[0, 30, 100, 100, 200, 350]);
-        let mut faults = match random.below(3) {
-            0 => vec![*random.pick(PASSING), *random.pick(PASSING)],
-            _ => PASSING.to_vec(),
+        let some = *random.pick(&[0, 30, 100, 100, 200, 350]);
+        let (mut faults, per_mille) = match random.below(4) {
+            // Ends it anywhere.
+            0 => (vec![Fault::Status(403)], random.between(10, 40)),
+            1 => (vec![*random.pick(PASSING), *random.pick(PASSING)], some),
+            _ => (PASSING.to_vec(), some),
         };
         if random.chance(50) {
             faults.push(grave(random));
