@@ -6,6 +6,27 @@ use std::process::Command;
 /// Where Debian keeps PostgreSQL 15.
 pub const BIN: &str = "/usr/lib/postgresql/15/bin";
 
+/// pgbench's transactions, each with its own commit as pgbench's client does them, but inside the server: what a client and its round trips add takes
+/// most of the time and writes no WAL.
+const PGBENCH_INSIDE: &str = "CREATE PROCEDURE pgbench_inside(transactions int) LANGUAGE plpgsql AS $$
+DECLARE
+    branches int := (SELECT count(*) FROM pgbench_branches);
+    account int; branch int; teller int; change int; balance int;
+BEGIN
+    FOR i IN 1..transactions LOOP
+        account := 1 + floor(random() * branches * 100000);
+        branch := 1 + floor(random() * branches);
+        teller := 1 + floor(random() * branches * 10);
+        change := floor(random() * 10001) - 5000;
+        UPDATE pgbench_accounts SET abalance = abalance + change WHERE aid = account;
+        SELECT abalance INTO balance FROM pgbench_accounts WHERE aid = account;
+        UPDATE pgbench_tellers SET tbalance = tbalance + change WHERE tid = teller;
+        UPDATE pgbench_branches SET bbalance = bbalance + change WHERE bid = branch;
+        INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES (teller, branch, account, change, CURRENT_TIMESTAMP);
+        COMMIT;
+    END LOOP;
+END $$";
+
 /// A running scratch cluster; stopped when dropped.
 pub struct Cluster {
     /// PGDATA.
@@ -145,7 +166,10 @@ impl Cluster {
 
     /// Makes pgbench's tables; the name of the segment that its traffic begins with.
     pub fn begin_pgbench(&self) -> String {
-        self.pgbench(&["-i", "-q", "-s", "20"]);
+        let socket = self.socket.display().to_string();
+        let words = ["-h", socket.as_str(), "-p", "54999", "-i", "-q", "-s", "20", "postgres"];
+        as_postgres(&self.socket, &format!("{BIN}/pgbench"), &words);
+        self.sql(PGBENCH_INSIDE);
         self.sql("CHECKPOINT");
         self.current_segment()
     }
@@ -153,14 +177,12 @@ impl Cluster {
     /// Lets pgbench run until `count` segments from `first` on are complete in pg_wal.
     pub fn write_pgbench_segments(&self, first: &str, count: usize) {
         while self.segments_since(first) < count + 1 {
-            self.pgbench(&["-c", "4", "-j", "2", "-t", "4000"]);
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| self.sql("CALL pgbench_inside(10000)"));
+                }
+            });
         }
-    }
-
-    fn pgbench(&self, arguments: &[&str]) {
-        let socket = self.socket.display().to_string();
-        let base = [&["-h", socket.as_str(), "-p", "54999"], arguments, &["postgres"]].concat();
-        as_postgres(&self.socket, &format!("{BIN}/pgbench"), &base);
     }
 
     /// The same of rows of random text.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::bounds::{Held, Kits, Room, Seats, locked};
+use super::bounds::{Held, Hurry, Kits, Room, Seats, locked};
 use super::protocol::ArchiveStatus;
 use crate::config::{Config, PgdataOrigin};
 use crate::error::Failure;
@@ -98,6 +98,15 @@ enum Turn<'a> {
     Asked(&'a dyn Fn()),
     /// It will be asked for.
     Ahead,
+}
+
+impl Turn<'_> {
+    fn hurry(self) -> Hurry {
+        match self {
+            Turn::Asked(_) => Hurry::Asked,
+            Turn::Ahead => Hurry::Ahead,
+        }
+    }
 }
 
 /// A file to archive for somebody who waits.
@@ -230,18 +239,19 @@ impl Archiver {
         std::thread::scope(|scope| {
             let is_stale = !self.is_proven(lane);
             let proof = is_stale.then(|| scope.spawn(|| self.prove(&repository, lane, file)));
-            let mut held = self.room_for_one(&repository)?;
-            let ready = {
+            let (ready, mut held) = {
                 // Who waits alone is served by all cores.
                 let idle = matches!(turn, Turn::Asked(_)).then(|| self.kits.all_if_idle()).flatten();
-                let mut taken = idle.unwrap_or_else(|| self.kits.one());
+                let mut taken = idle.unwrap_or_else(|| self.kits.one(turn.hurry()));
+                // With the kit in hand: room that is reserved and not used would be missing elsewhere.
+                let mut held = self.room_for_one(&repository)?;
                 let crew = taken.single().map_or(Crew::Whole, Crew::Alone);
                 let grown = &mut |bytes| {
                     if let Some(held) = &mut held {
                         held.grow(bytes, || interrupt::requested().is_some());
                     }
                 };
-                encode_file(file, &repository, &lane.key.cluster, &self.writing, crew, grown)?
+                (encode_file(file, &repository, &lane.key.cluster, &self.writing, crew, grown)?, held)
             };
             if let Some(held) = &mut held {
                 held.settle(ready.held(&repository));

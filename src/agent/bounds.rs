@@ -1,8 +1,10 @@
 //! What keeps the agent's use of threads, cores and memory within bounds, over all clusters.
 //!
 //! Encoding takes a kit, and there are as many as cores: each file is encoded on one thread, several at once, because then no chunk changes hands. A file that nothing else competes with
-//! takes all of them and is encoded by a whole crew, which is done sooner. Encoded bytes that wait for a store take room: who begins to encode reserves as much as recent files took, and whose file becomes larger waits for room again.
+//! takes all of them and is encoded by a whole crew, which is done sooner. Encoded bytes that wait for a store take room: who begins to encode reserves half of what recent files took, because room becomes free while it grows, and waits
+//! for more when it has become larger.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -54,8 +56,28 @@ impl Drop for Seat {
 /// The kits.
 pub struct Kits {
     all: usize,
-    spare: Mutex<Vec<EncodeKit>>,
-    freed: Condvar,
+    state: Mutex<KitsState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct KitsState {
+    spare: Vec<EncodeKit>,
+    /// Who waits, first the one whose turn it is.
+    waiting: BTreeSet<Place>,
+    come: u64,
+}
+
+/// A place in the queue: whoever has somebody waiting for him, then in the order of coming. Without it a file could be overtaken by all that follow it, while PostgreSQL waits for it.
+type Place = (Hurry, u64);
+
+/// Whether somebody waits for a file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Hurry {
+    /// PostgreSQL does.
+    Asked,
+    /// Nobody yet.
+    Ahead,
 }
 
 /// One kit, or all of them; they come back when this is dropped.
@@ -69,27 +91,35 @@ impl Kits {
     pub fn new(all: usize) -> Kits {
         let all = all.max(1);
         let spare = (0..all).map(|_| EncodeKit::default()).collect();
-        Kits { all, spare: Mutex::new(spare), freed: Condvar::new() }
+        Kits { all, state: Mutex::new(KitsState { spare, ..KitsState::default() }), changed: Condvar::new() }
     }
 
     /// Waits for one.
-    pub fn one(&self) -> Taken<'_> {
-        let mut spare = locked(&self.spare);
+    pub fn one(&self, hurry: Hurry) -> Taken<'_> {
+        let mut state = locked(&self.state);
+        let place = (hurry, state.come);
+        state.come += 1;
+        state.waiting.insert(place);
         loop {
-            if let Some(kit) = spare.pop() {
+            if state.waiting.first() == Some(&place)
+                && let Some(kit) = state.spare.pop()
+            {
+                state.waiting.remove(&place);
+                // There may be another one for the next.
+                self.changed.notify_all();
                 return Taken { kits: self, taken: vec![kit] };
             }
-            spare = self.freed.wait(spare).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// All of them if none is in use, and without what they hold: a crew has its own.
+    /// All of them if none is in use or wanted, and without what they hold: a crew has its own.
     pub fn all_if_idle(&self) -> Option<Taken<'_>> {
-        let mut spare = locked(&self.spare);
-        if spare.len() < self.all {
+        let mut state = locked(&self.state);
+        if state.spare.len() < self.all || !state.waiting.is_empty() {
             return None;
         }
-        let taken = spare.drain(..).map(|_| EncodeKit::default()).collect();
+        let taken = state.spare.drain(..).map(|_| EncodeKit::default()).collect();
         Some(Taken { kits: self, taken })
     }
 }
@@ -106,8 +136,8 @@ impl Taken<'_> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        locked(&self.kits.spare).append(&mut self.taken);
-        self.kits.freed.notify_all();
+        locked(&self.kits.state).spare.append(&mut self.taken);
+        self.kits.changed.notify_all();
     }
 }
 
@@ -121,10 +151,12 @@ pub struct Room {
 #[derive(Default)]
 struct RoomState {
     held: u64,
-    /// What the next file is expected to take: neighbours are alike.
-    expected: u64,
+    /// What a file takes in the end: neighbours are alike.
+    usual: u64,
     /// Files that are encoded and on their way: their room will be free again whatever else happens.
     on_their_way: usize,
+    /// Files that have become larger and wait: they come before those that have not been begun.
+    growing: usize,
 }
 
 /// Room that is taken; it is given back when this is dropped.
@@ -140,16 +172,16 @@ impl Room {
         Room { limit, state: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Waits until another file fits, and reserves what it may take; `None` if `is_over` before that.
+    /// Waits until there is room for half of what another file may take, and reserves that; `None` if `is_over` before that.
     pub fn reserve(&self, is_over: impl Fn() -> bool) -> Option<Held<'_>> {
         let mut state = locked(&self.state);
-        while state.held > 0 && state.held + state.expected > self.limit {
+        while state.held > 0 && (state.growing > 0 || state.held + state.usual / 2 > self.limit) {
             if is_over() {
                 return None;
             }
             state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let bytes = state.expected.max(1);
+        let bytes = (state.usual / 2).max(1);
         state.held += bytes;
         Some(Held { room: self, bytes, on_its_way: false })
     }
@@ -160,19 +192,23 @@ impl Held<'_> {
     pub fn grow(&mut self, bytes: u64, is_over: impl Fn() -> bool) {
         let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else { return };
         let mut state = locked(&self.room.state);
+        state.growing += 1;
         while state.held + more > self.room.limit && state.on_their_way > 0 && !is_over() {
             let waited = self.room.changed.wait_timeout(state, LOOK);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+        state.growing -= 1;
         state.held += more;
         self.bytes = bytes;
+        drop(state);
+        self.room.changed.notify_all();
     }
 
     /// The file is encoded, takes this much, and is on its way.
     pub fn settle(&mut self, bytes: u64) {
         let mut state = locked(&self.room.state);
         state.held = state.held - self.bytes + bytes;
-        state.expected = (state.expected + bytes) / 2;
+        state.usual = (state.usual + bytes) / 2;
         state.on_their_way += usize::from(!self.on_its_way);
         self.on_its_way = true;
         self.bytes = bytes;
@@ -215,15 +251,39 @@ mod tests {
         let mut all = kits.all_if_idle().unwrap();
         assert!(all.single().is_none() && kits.all_if_idle().is_none());
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| kits.one().single().is_some());
+            let waiting = scope.spawn(|| kits.one(Hurry::Ahead).single().is_some());
             drop(all);
             assert!(waiting.join().unwrap());
         });
-        let one = kits.one();
+        let one = kits.one(Hurry::Ahead);
         assert!(kits.all_if_idle().is_none());
-        let _other = kits.one();
+        let _other = kits.one(Hurry::Ahead);
         drop(one);
-        assert!(Kits::new(1).one().single().is_none(), "with one core there is only the crew of one");
+        assert!(
+            Kits::new(1).one(Hurry::Asked).single().is_none(),
+            "with one core there is only the crew of one"
+        );
+    }
+
+    #[test]
+    fn kits_are_given_in_the_order_of_asking_and_first_to_whom_somebody_waits_for() {
+        let kits = Kits::new(1);
+        let first = kits.one(Hurry::Ahead);
+        let order = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for (count, hurry) in [(1, Hurry::Ahead), (2, Hurry::Ahead), (3, Hurry::Asked)] {
+                let (kits, order) = (&kits, &order);
+                scope.spawn(move || {
+                    let _kit = kits.one(hurry);
+                    locked(order).push(count);
+                });
+                while locked(&kits.state).waiting.len() < count {
+                    std::thread::yield_now();
+                }
+            }
+            drop(first);
+        });
+        assert_eq!(*locked(&order), [3, 1, 2]);
     }
 
     #[test]
@@ -231,8 +291,8 @@ mod tests {
         let room = Room::new(100);
         let over = || true;
         let mut first = room.reserve(over).unwrap();
-        first.settle(80);
-        assert!(room.reserve(over).is_none(), "80 held and 40 expected");
+        first.settle(90);
+        assert!(room.reserve(over).is_none(), "90 held, and half of what is usual by now is 22");
         drop(first);
         let mut second = room.reserve(over).unwrap();
         second.settle(500);
@@ -241,8 +301,8 @@ mod tests {
         for _ in 0..20 {
             room.reserve(over).unwrap().settle(10);
         }
-        let held: Vec<_> = (0..20).map_while(|_| room.reserve(over)).collect();
-        assert!(held.len() >= 8, "{} of 10 bytes fit into 100", held.len());
+        let held: Vec<_> = (0..40).map_while(|_| room.reserve(over)).collect();
+        assert!((16..=25).contains(&held.len()), "{} of which each takes 5 or 6 at first", held.len());
     }
 
     #[test]

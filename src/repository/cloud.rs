@@ -24,6 +24,7 @@ use super::naming::{RawObject, is_hidden, split_suffix};
 use super::providers::Client;
 use super::retry::{Failed, retried};
 use super::transport::{Extra, Fault, Seen, watched};
+use super::upload_buffer::Blocks;
 use super::{Patience, RepositoryError};
 
 /// An attempt in which no byte moves for so long is given up.
@@ -43,6 +44,7 @@ pub(super) struct CloudShared {
     pub(super) url: String,
     prefix: String,
     runtime: Runtime,
+    pub(super) blocks: Arc<Blocks>,
     /// Set when the store did not understand a list of objects to delete.
     refuses_lists: AtomicBool,
 }
@@ -75,6 +77,7 @@ impl CloudStore {
                 url: url.to_owned(),
                 prefix,
                 runtime,
+                blocks: Arc::default(),
                 refuses_lists: AtomicBool::new(false),
             }),
         })

@@ -38,9 +38,9 @@ use crate::format::marker::CreateOnly;
 
 /// What S3 and Google take as the smallest part of a multipart upload.
 const PART: usize = 5 << 20;
-/// An object that is expected to be below [`SMALL`] is held in memory until it is complete and sent as one request, if it
-/// really comes out no larger than this. More would not leave a push of a segment within its 32 MiB.
-const LARGEST_SINGLE: usize = 6 << 20;
+/// What one object holds in memory at most. One that is expected to be below [`SMALL`] is held until it is complete and sent as one request, if it
+/// really comes out no larger than this: half of a segment and a little, which is what text leaves of it. More would not leave a push of a segment within its 32 MiB.
+pub const MOST_HELD: usize = 17 << 19;
 /// A segment of the usual 16 MiB, with room for its envelope.
 const SMALL: u64 = 20 << 20;
 /// How long cleaning up after oneself may take.
@@ -112,8 +112,8 @@ impl CloudStore {
             naming,
             create_only,
             patience,
-            hold: if is_small { LARGEST_SINGLE } else { PART },
-            buffer: Buffer::default(),
+            hold: if is_small { MOST_HELD } else { PART },
+            buffer: Buffer::new(&self.shared.blocks),
             multipart: None,
         }
     }
@@ -314,6 +314,10 @@ impl CloudUpload {
                 self.send_part(PART)?;
             }
         }
+        // The next part fills while one is on its way.
+        if self.buffer.length + PART > MOST_HELD {
+            self.collect_parts(0)?;
+        }
         Ok(())
     }
 
@@ -374,7 +378,6 @@ impl CloudUpload {
         if self.multipart.is_none() {
             self.multipart = Some(self.create()?);
         }
-        // A pack's next part may fill while one is on its way; a segment's waits, for the sake of memory.
         self.collect_parts(0)?;
         let payload = self.buffer.take(length);
         let Some(multipart) = &mut self.multipart else {
@@ -395,10 +398,7 @@ impl CloudUpload {
         );
         multipart.sent += 1;
         multipart.in_flight.push_back(self.store.runtime().spawn(upload));
-        match self.naming {
-            Naming::Unique => Ok(()),
-            Naming::ByStore | Naming::AlwaysSuffixed => self.collect_parts(0),
-        }
+        Ok(())
     }
 
     /// Waits until at most `remaining` parts are on their way.

@@ -34,6 +34,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use cloud_publish::MOST_HELD;
 pub use delete::{Deletion, DeletionWatch};
 pub use error::RepositoryError;
 pub use init::{InitReport, init};

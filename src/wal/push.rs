@@ -18,7 +18,7 @@ use crate::format::{ClusterName, ObjectKey, keys};
 use crate::local::kill_point::kill_point;
 use crate::pg::{ArchiveFileName, PgTimestamp};
 use crate::repository::{
-    Naming, Publication, Published, Repository, RepositoryError, RepositoryObject, StoredObject,
+    MOST_HELD, Naming, Publication, Published, Repository, RepositoryError, RepositoryObject, StoredObject,
 };
 
 use super::archive_file::{ArchiveFile, ArchiveFileError};
@@ -27,9 +27,6 @@ use super::scan::SegmentScanner;
 
 /// Room that header, index and footer may take beside the chunks, for the store's choice between one request and several.
 const ENVELOPE_ALLOWANCE: u64 = 512 << 10;
-
-/// The most that one object waiting for its request holds: larger ones go out in parts.
-const MOST_HELD: u64 = 10 << 20;
 
 /// Bytes read at once; a multiple of the WAL page size.
 const READ_PIECE: usize = 128 << 10;
@@ -116,7 +113,7 @@ struct Watched<'a> {
 impl ObjectSink for Watched<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
         self.written += bytes.len() as u64;
-        (self.grown)(self.written.min(MOST_HELD));
+        (self.grown)(self.written.min(MOST_HELD as u64));
         self.publication.write(bytes)
     }
 }
@@ -129,7 +126,7 @@ impl EncodedFile {
 
     /// Bytes that are held in memory until the store has them.
     pub fn held(&self, repository: &Repository) -> u64 {
-        if repository.is_directory() { 0 } else { self.encoded.stored_length.min(MOST_HELD) }
+        if repository.is_directory() { 0 } else { self.encoded.stored_length.min(MOST_HELD as u64) }
     }
 
     /// The second half of [`push_file`]: waits for the store. Durable when this returns `Ok`.

@@ -26,6 +26,8 @@ const BEGIN_WITHIN: Duration = Duration::from_secs(2);
 const LEAST_GRACE: Duration = Duration::from_secs(5);
 /// Requests to the store at once.
 const PARALLEL: usize = 8;
+/// What a crew's buffers take beyond those of the agent, whose bound the setting is.
+const CREW: u64 = 5 << 20;
 /// How often a wait looks for signals.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -66,7 +68,9 @@ struct Batch {
     /// How the asked file ended, once it has.
     outcome: Option<Result<Pushed, PushError>>,
     under_way: usize,
+    /// Compressed bytes that wait for a cloud store, and how many may.
     held: u64,
+    memory: u64,
     largest: u64,
     notes: Vec<Note>,
     report: Sender<Ended>,
@@ -87,6 +91,7 @@ pub fn push_with_following(
         outcome: None,
         under_way: 0,
         held: 0,
+        memory: following.memory.saturating_sub(CREW),
         largest: 0,
         notes: Vec::new(),
         report,
@@ -97,7 +102,7 @@ pub fn push_with_following(
         return (Err(error), Vec::new());
     }
     for path in &following.paths {
-        if !batch.wait_for_room(following.memory) {
+        if !batch.wait_for_room() {
             break;
         }
         // What is wrong with it is for its own call to say.
@@ -118,14 +123,9 @@ impl Batch {
     /// Encodes a file on this thread and lets another wait for the store.
     fn begin(&mut self, file: Arc<ArchiveFile>) -> Result<(), PushError> {
         let context = Arc::clone(&self.context);
-        let encoded = encode_file(
-            &file,
-            &context.repository,
-            &context.cluster,
-            &context.writing,
-            Crew::Whole,
-            &mut |_| (),
-        )?;
+        let grown = &mut |bytes| self.wait_for_more(bytes);
+        let encoded =
+            encode_file(&file, &context.repository, &context.cluster, &context.writing, Crew::Whole, grown)?;
         let held = encoded.held(&context.repository);
         let report = self.report.clone();
         let publishing = std::thread::Builder::new().name("publish".to_owned()).spawn(move || {
@@ -140,15 +140,22 @@ impl Batch {
         Ok(())
     }
 
+    /// The file that is being encoded has become this large: waits for what is on its way as long as both are too much.
+    fn wait_for_more(&mut self, bytes: u64) {
+        while self.under_way > 0 && self.held + bytes > self.memory && interrupt::requested().is_none() {
+            self.collect(LOOK);
+        }
+    }
+
     /// Waits until one more may be begun; false if none is to be any more.
-    fn wait_for_room(&mut self, memory: u64) -> bool {
+    fn wait_for_room(&mut self) -> bool {
         loop {
             self.collect(Duration::ZERO);
             let failed = self.outcome.as_ref().is_some_and(Result::is_err);
             if failed || self.began.elapsed() > BEGIN_WITHIN || interrupt::requested().is_some() {
                 return false;
             }
-            let fits = self.held + self.largest <= memory || self.under_way == 0;
+            let fits = self.held + self.largest / 2 <= self.memory || self.under_way == 0;
             if fits && self.under_way < PARALLEL {
                 return true;
             }
