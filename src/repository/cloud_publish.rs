@@ -38,7 +38,7 @@ use crate::format::marker::CreateOnly;
 
 /// What S3 and Google take as the smallest part of a multipart upload.
 const PART: usize = 5 << 20;
-/// What one object holds in memory at most. One that is expected to be below [`SMALL`] is held until it is complete and sent as one request, if it
+/// What one object holds in memory at most. One that is expected to be small is held until it is complete and sent as one request, if it
 /// really comes out no larger than this: half of a segment and a little, which is what text leaves of it. More would not leave a push of a segment within its 32 MiB.
 pub const MOST_HELD: usize = 17 << 19;
 /// A segment of the usual 16 MiB, with room for its envelope.
