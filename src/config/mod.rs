@@ -590,7 +590,7 @@ mod tests {
         assert_eq!(config.wal.fetch_deadline, Duration::from_secs(60));
         assert_eq!(config.wal.history_deadline, Duration::from_secs(600));
         assert_eq!((config.wal.fetch_on_error, config.wal.allow_gap), (FetchOnError::Auto, false));
-        assert_eq!((config.wal.push_ahead, config.wal.push_ahead_memory), (32, 13 << 20));
+        assert_eq!((config.wal.push_ahead, config.wal.push_ahead_memory), (32, 11 << 20));
         assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Text, "info"));
         assert_eq!((config.cluster.as_str(), config.rate_limit), ("main", None));
         assert!(config.jobs >= 1 && config.encryption.key_files.is_empty());

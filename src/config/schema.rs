@@ -388,8 +388,8 @@ pub static WAL_PUSH_AHEAD_MEMORY: Setting = Setting {
     key: "wal.push_ahead_memory",
     variable: "WALHOLD_WAL_PUSH_AHEAD_MEMORY",
     kind: Kind::Bytes(1 << 20, 1 << 30),
-    default: Fallback::Text("13MB"),
-    meaning: "Compressed bytes that may be on their way to a cloud store at once. The default keeps the agent and `wal-push` within 32 MiB; `wal-push` itself uses 4 MB less of it.",
+    default: Fallback::Text("11MB"),
+    meaning: "Compressed bytes that may be on their way to a cloud store at once. The default keeps the agent and `wal-push` within 32 MiB; `wal-push` itself uses 2 MB less of it.",
     ..PLAIN
 };
 

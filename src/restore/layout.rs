@@ -64,7 +64,10 @@ pub fn lay_out(place: &Place, manifest: &Manifest, started: &str) -> Result<Clea
     cleanup.made.push((place.pgdata.clone(), place.pgdata_state));
     maker.make_or_adopt(&place.pgdata, place.pgdata_state, mode)?;
     let note = place.pgdata.join(UNFINISHED);
-    std::fs::write(&note, started).map_err(|error| RestoreError::local("write", &note, &error))?;
+    // In a directory that is taken over it stands since before pg_control went, and must do so at every moment.
+    if place.pgdata_state != DirectoryState::Existing {
+        std::fs::write(&note, started).map_err(|error| RestoreError::local("write", &note, &error))?;
+    }
     maker.own(&note)?;
     for tablespace in &place.tablespaces {
         cleanup.made.push((tablespace.to.clone(), tablespace.state));

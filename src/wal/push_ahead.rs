@@ -27,7 +27,7 @@ const LEAST_GRACE: Duration = Duration::from_secs(5);
 /// Requests to the store at once.
 const PARALLEL: usize = 8;
 /// What a crew's buffers take beyond those of the agent, whose bound the setting is.
-const CREW: u64 = 4 << 20;
+const CREW: u64 = 2 << 20;
 /// How often a wait looks for signals.
 const LOOK: Duration = Duration::from_millis(100);
 

@@ -3,14 +3,14 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::Existing;
 use crate::format::manifest::Root;
-use crate::local::durable::{parent_of, sync_directory};
+use crate::local::durable::{parent_of, replace_file, sync_directory};
 use crate::local::kill_point::kill_point;
 use crate::restore::RestoreError;
 use crate::restore::layout::ownership;
@@ -48,15 +48,10 @@ pub fn clear(
     Ok(())
 }
 
+/// Whole at every moment: it says whose the directory is once pg_control is gone, also to the restore after one that was killed.
 fn write_note(pgdata: &Path, note: &str) -> Result<(), RestoreError> {
     let path = pgdata.join(UNFINISHED);
-    let write = || {
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        file.write_all(note.as_bytes())?;
-        file.sync_all()?;
-        sync_directory(pgdata)
-    };
-    write().map_err(|error| RestoreError::local("write", &path, &error))
+    replace_file(&path, note.as_bytes(), 0o600).map_err(|error| RestoreError::local("write", &path, &error))
 }
 
 fn remove_control(pgdata: &Path) -> Result<(), RestoreError> {

@@ -22,7 +22,8 @@ pub enum Over {
 /// Fails unless `pgdata`, which is not empty, may be taken over.
 pub fn check_identity(pgdata: &Path, ours: SystemIdentifier, over: Over) -> Result<(), RestoreError> {
     let found = match std::fs::read_to_string(pgdata.join(UNFINISHED)) {
-        Ok(note) => noted_system(&note),
+        // A note that says nothing was not finished: pg_control goes only after it.
+        Ok(note) => noted_system(&note).or_else(|| control_system(pgdata).ok().flatten()),
         Err(_) => control_system(pgdata)?,
     };
     match found {
@@ -37,7 +38,7 @@ pub fn check_identity(pgdata: &Path, ours: SystemIdentifier, over: Over) -> Resu
         )),
         None => Err(RestoreError::refused(
             format!(
-                "whose data directory {} is cannot be told: its global/pg_control is damaged",
+                "whose data directory {} is cannot be told: its global/pg_control is damaged or missing",
                 pgdata.display()
             ),
             "if it is the right one: --other-cluster overwrites it all the same",
