@@ -223,7 +223,7 @@ fn sessions_answer_the_questions_of_a_backup_on_every_major() {
         cluster.execute(&format!("CREATE TABLESPACE elsewhere LOCATION '{}'", location));
         cluster.execute("CREATE DATABASE other");
         cluster.execute_in("other", "CREATE TABLE there (i int PRIMARY KEY) TABLESPACE elsewhere");
-        cluster.execute("ALTER ROLE postgres SET statement_timeout = '1ms'");
+        cluster.execute("ALTER ROLE postgres SET statement_timeout = '2s'");
         let mut session = connect("", &cluster.environment(), home.path()).unwrap();
 
         assert_eq!(session.server_major(), major);
