@@ -345,8 +345,7 @@ fn a_backup_killed_while_it_uploads_to_a_store_is_resumed() {
     assert_eq!(summary["resumed"]["attempts"], serde_json::json!([attempt]), "{log}");
     let id = summary["id"].as_str().unwrap();
     let number = |field: &Value| field.as_u64().unwrap();
-    let (new, resumed) = (number(&summary["new_bytes"]), number(&summary["resumed"]["bytes"]));
-    assert!(resumed > stored * 3 / 4, "of {stored} bytes {resumed} were used again");
+    let new = number(&summary["new_bytes"]);
     assert_eq!(new, stored_bytes(&site, id));
     // Of each dead pack only its end was asked for, and none was uploaded again.
     assert_eq!(requests(&site, "GET ", &attempt).len(), dead.len());
@@ -364,7 +363,10 @@ fn a_backup_killed_while_it_uploads_to_a_store_is_resumed() {
     assert_eq!(pack_numbers(&site, &attempt), used, "of {}", dead.len());
     assert_restores(&site, &summary, "after-expire");
     let (full, _) = push(&site, &["--full"]);
-    assert!(new + stored < number(&full["new_bytes"]) * 3 / 2, "{new} + {stored} bytes, {full}");
+    // What the attempt had was not stored again. How much of it the backup points to says less: files that databases have in common lie in
+    // the attempt several times, and one place of each is enough.
+    let all = number(&full["new_bytes"]);
+    assert!(new + stored * 3 / 4 < all && all < (new + stored) * 5 / 4, "{new} + {stored} bytes, {full}");
     fs::remove_dir_all(site.repository.join("main/leases")).unwrap();
     site.ok(&expire);
     assert_eq!(packs(&site, &attempt), Vec::<PathBuf>::new());
