@@ -85,7 +85,7 @@ fn is_this(
 ) -> bool {
     let source = RepositoryObject { repository: request.repository, object: stored };
     let tail = read_tail(&source, &Expected { facts, key: &stored.key }, request.keys);
-    tail.is_ok_and(|tail| tail.digest == encoded.digest && tail.plaintext_length == encoded.plaintext_length)
+    tail.is_ok_and(|tail| tail.is_of(encoded.digest, encoded.plaintext_length))
 }
 
 /// Removes our own manifest, which points to packs that are going. Where it cannot be removed, verify and expire tell that the

@@ -45,12 +45,14 @@ const RAW_HEADER_SIZE: usize = 9;
 /// The most that a block of any zstd frame may hold.
 const RAW_BLOCK_SIZE: usize = 128 << 10;
 
+type Context = zstd::bulk::Compressor<'static>;
+
 /// Compresses chunks, one frame each.
 pub(super) enum Compressor {
     Raw,
-    Zstd(Box<zstd::bulk::Compressor<'static>>),
+    Zstd(Box<Context>),
     /// Tries on a part of each chunk which matches are worth while.
-    Trying(Box<zstd::bulk::Compressor<'static>>),
+    Trying(Box<Context>),
 }
 
 /// The level of zstd whose matches have 7 bytes at least. Pages of a B-tree, whose entries are short and alike, become a third to nearly a half
@@ -100,8 +102,6 @@ impl Compressor {
         }
     }
 }
-
-type Context = zstd::bulk::Compressor<'static>;
 
 fn append_frame(context: &mut Context, plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
     let mut cursor = Cursor::new(&mut *out);

@@ -26,6 +26,13 @@ pub struct ObjectTail {
     pub layout: StoredLayout,
 }
 
+impl ObjectTail {
+    /// Whether the object's plaintext is this one.
+    pub fn is_of(&self, digest: Digest, plaintext_length: u64) -> bool {
+        self.digest == digest && self.plaintext_length == plaintext_length
+    }
+}
+
 /// How an object's chunks are stored: with this, and the object's facts, each can be opened alone.
 #[derive(Clone, Debug)]
 pub struct StoredLayout {

@@ -18,7 +18,7 @@ mod directory;
 mod directory_publish;
 mod error;
 mod init;
-mod listing_body;
+mod listing_head;
 mod naming;
 mod probe;
 mod providers;

@@ -24,7 +24,7 @@ use object_store::client::{
 use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderValue, IF_NONE_MATCH};
 
-use super::listing_body::{ListingBody, ListingKind};
+use super::listing_head::{ListingHead, ListingKind};
 use crate::codec::base64;
 use crate::interrupt;
 
@@ -183,7 +183,7 @@ impl Transport {
         if attempt.extra == Extra::CompleteIfAbsent {
             outgoing.headers_mut().insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
         }
-        let body = WatchedBody { body, attempt: Arc::clone(&attempt), host: host.clone() };
+        let body = WatchedBody { body, attempt: Arc::clone(&attempt), host: host.clone(), listing: None };
         *outgoing.body_mut() = Some(reqwest::Body::wrap(body));
 
         let answer = client.execute(outgoing).await.map_err(|error| http_error(error, &host))?;
@@ -196,9 +196,8 @@ impl Transport {
             state.seen.copy_pending =
                 headers.get("x-ms-copy-status").is_some_and(|status| status.as_bytes() == b"pending");
         });
-        let body = WatchedBody { body: reqwest::Body::from(answer), attempt, host: host.clone() };
-        let listing = listing.filter(|_| status.is_success());
-        let body = ListingBody::new(body, listing, move || no_listing(&host));
+        let listing = listing.filter(|_| status.is_success()).map(ListingHead::new);
+        let body = WatchedBody { body: reqwest::Body::from(answer), attempt, host, listing };
         let mut response = HttpResponse::new(HttpResponseBody::new(body));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
@@ -249,11 +248,13 @@ fn build_client(options: &ClientOptions, scheme: &str) -> reqwest::Result<reqwes
     builder.build()
 }
 
-/// A body that notes every byte that passes.
+/// A body that notes every byte that passes, and that ends with an error if it should be a listing and is none.
 struct WatchedBody<B> {
     body: B,
     attempt: Arc<Attempt>,
     host: String,
+    /// What a listing must still begin with.
+    listing: Option<ListingHead>,
 }
 
 impl<B> Body for WatchedBody<B>
@@ -273,13 +274,27 @@ where
         if polled.is_ready() {
             this.attempt.note_bytes();
         }
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let (Some(head), Some(bytes)) = (&mut this.listing, frame.data_ref())
+                    && head.is_complete_with(bytes)
+                {
+                    this.listing = None;
+                }
+            }
+            // Said once: what follows an error is the end.
+            Poll::Ready(None) if this.listing.take().is_some() => {
+                return Poll::Ready(Some(Err(no_listing(&this.host))));
+            }
+            _ => {}
+        }
         polled.map_err(|error| {
             HttpError::new(HttpErrorKind::Interrupted, TransportError::of(&error, &this.host))
         })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.listing.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -94,7 +94,7 @@ pub fn encode_file(
     let last_commit = Cell::new(None);
     let index = |source: FileChunks<'_>| source.into_index(&last_commit);
     let (facts, sealing) = (&file.facts, &writing.sealing);
-    let sink = &mut Watched { publication: &mut publication, written: 0, grown };
+    let sink = &mut Watched { publication: &mut publication, written: 0, repository, grown };
     let encoded = match crew {
         Crew::Whole => encode_object(source, facts, &key, sealing, index, sink),
         Crew::Alone(kit) => encode_object_alone(source, facts, &key, sealing, kit, index, sink),
@@ -107,15 +107,21 @@ pub fn encode_file(
 struct Watched<'a> {
     publication: &'a mut Publication,
     written: u64,
+    repository: &'a Repository,
     grown: &'a mut dyn FnMut(u64),
 }
 
 impl ObjectSink for Watched<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
         self.written += bytes.len() as u64;
-        (self.grown)(self.written.min(MOST_HELD as u64));
+        (self.grown)(held_of(self.written, self.repository));
         self.publication.write(bytes)
     }
+}
+
+/// How much of so many encoded bytes is held in memory: a directory takes them at once.
+fn held_of(encoded: u64, repository: &Repository) -> u64 {
+    if repository.is_directory() { 0 } else { encoded.min(MOST_HELD as u64) }
 }
 
 impl EncodedFile {
@@ -126,7 +132,7 @@ impl EncodedFile {
 
     /// Bytes that are held in memory until the store has them.
     pub fn held(&self, repository: &Repository) -> u64 {
-        if repository.is_directory() { 0 } else { self.encoded.stored_length.min(MOST_HELD as u64) }
+        held_of(self.encoded.stored_length, repository)
     }
 
     /// The second half of [`push_file`]: waits for the store. Durable when this returns `Ok`.
@@ -171,7 +177,7 @@ fn compare_with_stored(
 ) -> Result<(), PushError> {
     let tail = read_stored(file, repository, key, stored, keys)
         .map_err(|source| PushError::StoredUnreadable { path: stored.path.clone(), source })?;
-    if tail.digest == encoded.digest && tail.plaintext_length == encoded.plaintext_length {
+    if tail.is_of(encoded.digest, encoded.plaintext_length) {
         return Ok(());
     }
     Err(PushError::Conflict { name: file.name, path: stored.path.clone(), url: repository.url().to_owned() })

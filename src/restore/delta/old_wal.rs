@@ -82,7 +82,7 @@ fn is_stored(
     objects.iter().any(|object| {
         let source = RepositoryObject { repository, object };
         let tail = read_tail(&source, &Expected { facts: &facts, key: &object.key }, keys);
-        tail.is_ok_and(|tail| tail.plaintext_length == length && tail.digest == digest)
+        tail.is_ok_and(|tail| tail.is_of(digest, length))
     })
 }
 
