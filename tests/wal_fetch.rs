@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use support::archive::{Archive, Run, contents};
+use support::fake_server::FakeServer;
 use support::postgres::installation::ServerUser;
 use support::tmpfs::Tmpfs;
 use support::wal_files::{WalFiles, default_files, foreign_files, small_files};
@@ -494,6 +495,47 @@ fn a_kill_at_any_moment_leaves_no_litter() {
     archive.fetch(segment).expect_success();
     assert_eq!(archive.pg_wal(), ["RECOVERYXLOG"]);
     assert!(archive.fetched() == files.bytes(segment));
+}
+
+/// The server is killed when its call has looked for it and is about to put the segment in place; the next server asks for another one.
+#[test]
+fn a_delivery_that_comes_too_late_is_never_another_servers() {
+    let files = small_files();
+    let (late, asked) = (files.segment(0), files.segment(1));
+    let mut archive = archive_of(files, &[late, asked]);
+    for is_killed in [false, true] {
+        let mut first = FakeServer::stopped_at(&mut archive, "fetch: its turn", late);
+        first.die();
+        let second = FakeServer::asking(&archive, asked);
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(archive.pg_wal().is_empty(), "{is_killed}: {:?}", archive.pg_wal());
+        if is_killed {
+            // Dead with the turn: nobody waits for it.
+            first.signal(Signal::SIGKILL);
+        } else {
+            first.signal(Signal::SIGCONT);
+            let (_, said) = first.ended();
+            assert!(said.contains("the PostgreSQL process that asked for it has ended"), "{said}");
+        }
+        let (status, said) = second.ended();
+        assert_eq!(status, Some(0), "{said}");
+        assert!(archive.fetched() == files.bytes(asked));
+        fs::remove_file(archive.path("data/pg_wal/RECOVERYXLOG")).unwrap();
+    }
+
+    // One that neither goes on nor dies.
+    archive.set("WALHOLD_TEST_TURN_PATIENCE_MS", "200");
+    let mut first = FakeServer::stopped_at(&mut archive, "fetch: its turn", late);
+    first.die();
+    let (status, said) = FakeServer::asking(&archive, asked).ended();
+    assert_eq!(status, Some(205), "{said}");
+    assert!(
+        said.ends_with("ERROR: deliver pg_wal/RECOVERYXLOG: another wal-fetch is about to, and does not go on  HINT: an earlier server's wal-fetch was stopped: let it go on, or end it\n"),
+        "{said}"
+    );
+    first.signal(Signal::SIGCONT);
+    first.ended();
+    assert!(archive.pg_wal().is_empty(), "{:?}", archive.pg_wal());
 }
 
 /// Makes a key, if it is not there, and configures it alone.

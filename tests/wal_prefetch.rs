@@ -3,10 +3,8 @@
 mod support;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -14,10 +12,10 @@ use nix::unistd::Pid;
 
 use support::archive::{Archive, Run};
 use support::cloud::Cloud;
+use support::fake_server::FakeServer;
 use support::fault_proxy::Fault;
 use support::postgres::installation::ServerUser;
 use support::postgres::{Cluster, StopMode};
-use support::program::walhold;
 use support::site::Site;
 use support::stores::Conditions;
 use support::wal_files::small_files;
@@ -291,33 +289,15 @@ fn kills_at_named_places_lose_and_leave_nothing() {
 /// The server's process dies when everything about the segment was found right, in the last moment before it is moved.
 #[test]
 fn a_ready_segment_is_not_delivered_after_its_server() {
-    let recovery = Recovery::start(6);
+    let mut recovery = Recovery::start(6);
     recovery.fetch_right(0);
     recovery.wait_ready(1);
     fs::remove_file(recovery.archive.path("data/pg_wal/RECOVERYXLOG")).unwrap();
-    // A shell that looks like PostgreSQL's process.
-    let postgres = recovery.archive.path("state/postgres");
-    fs::copy("/bin/sh", &postgres).expect("copy the shell");
-    let mut command = ServerUser::get().command(&postgres);
-    for (name, value) in recovery.archive.command([]).get_envs() {
-        value.map(|value| command.env(name, value));
-    }
-    let script =
-        format!("{} wal-fetch {} pg_wal/RECOVERYXLOG & echo $!; wait", walhold().display(), recovery.name(1));
-    command.env("WALHOLD_TEST_STOP_AT", "window: before delivery");
-    command.current_dir(recovery.archive.path("data")).args(["-c", &script]);
-    let mut server = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the shell");
-    let mut line = String::new();
-    BufReader::new(server.stdout.take().expect("its output")).read_line(&mut line).expect("a process id");
-    let fetch = Pid::from_raw(line.trim().parse().expect("a process id"));
-    let state = || fs::read_to_string(format!("/proc/{fetch}/stat")).unwrap_or_default();
-    recovery.wait_until("the stop", || state().contains(") T "));
-    server.kill().expect("kill the server's process");
-    // Else the process would still be there, as one that nobody waited for.
-    server.wait().expect("wait for it");
-    kill(fetch, Signal::SIGCONT).expect("let it go on");
-    let said = server.wait_with_output().expect("its end").stderr;
-    let said = String::from_utf8_lossy(&said);
+    let name = recovery.name(1).to_owned();
+    let mut server = FakeServer::stopped_at(&mut recovery.archive, "window: before delivery", &name);
+    server.die();
+    server.signal(Signal::SIGCONT);
+    let (_, said) = server.ended();
     let gone = "deliver pg_wal/RECOVERYXLOG: the PostgreSQL process that asked for it has ended";
     assert!(said.contains(gone), "{said}");
     assert!(!recovery.archive.path("data/pg_wal/RECOVERYXLOG").exists());

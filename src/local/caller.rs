@@ -24,6 +24,11 @@ pub fn note() {
     let _ = NOTED.set(up_to_postgres(std::process::id()).unwrap_or_default());
 }
 
+/// Whether a process of PostgreSQL's was noted.
+pub fn is_postgres() -> bool {
+    NOTED.get().is_some_and(|noted| !noted.is_empty())
+}
+
 /// Whether the noted process has ended, or no longer waits for this one.
 pub fn is_gone() -> bool {
     match NOTED.get() {

@@ -15,9 +15,9 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::unistd::linkat;
 
+use super::delivery_turn::DeliveryTurn;
 use crate::error::{Explain, system_words};
 use crate::exit_status::Cause;
-use crate::local::caller;
 use crate::local::durable::{parent_of, sync_directory};
 use crate::local::kill_point::kill_point;
 
@@ -93,10 +93,9 @@ impl Destination {
             self.file.sync_all().map_err(|source| self.failed("sync", source))?;
         }
         kill_point("fetch: before delivery");
-        if caller::is_gone() {
-            return Err(DestinationError::CallerGone { path: self.path.clone() });
-        }
+        let turn = DeliveryTurn::take(&self.path)?;
         self.give_name().map_err(|source| self.failed("create", source))?;
+        turn.end()?;
         kill_point("fetch: after delivery");
         if durability == Durability::Synced {
             sync_directory(&parent_of(&self.path)).map_err(|source| self.failed("sync", source))?;
@@ -220,27 +219,41 @@ pub enum DestinationError {
         /// The destination.
         path: PathBuf,
     },
+    /// Another call has the turn, and does not go on.
+    #[error("deliver {}: another wal-fetch is about to, and does not go on", path.display())]
+    Busy {
+        /// The destination.
+        path: PathBuf,
+    },
 }
 
 impl DestinationError {
     fn path(&self) -> &Path {
         match self {
-            DestinationError::File { path, .. } | DestinationError::CallerGone { path } => path,
+            DestinationError::File { path, .. }
+            | DestinationError::CallerGone { path }
+            | DestinationError::Busy { path } => path,
         }
     }
 }
 
 impl Explain for DestinationError {
     fn exit_cause(&self) -> Cause {
-        let DestinationError::File { source, .. } = self else { return Cause::Interrupted };
-        match source.kind() {
-            io::ErrorKind::NotFound => Cause::FileMissing,
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Cause::LocalFull,
-            _ => Cause::FileUnusable,
+        match self {
+            DestinationError::File { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => Cause::FileMissing,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Cause::LocalFull,
+                _ => Cause::FileUnusable,
+            },
+            DestinationError::CallerGone { .. } => Cause::Interrupted,
+            DestinationError::Busy { .. } => Cause::FileUnusable,
         }
     }
 
     fn hint(&self) -> Option<String> {
+        if let DestinationError::Busy { .. } = self {
+            return Some("an earlier server's wal-fetch was stopped: let it go on, or end it".to_owned());
+        }
         Some(match self.exit_cause() {
             Cause::FileMissing => {
                 "restore_command is: walhold wal-fetch %f %p; create the destination's directory first"

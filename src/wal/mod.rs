@@ -8,6 +8,7 @@ pub mod absence;
 pub mod archive_file;
 pub mod archive_view;
 pub mod changes;
+mod delivery_turn;
 pub mod destination;
 pub mod fetch;
 pub mod first_page;

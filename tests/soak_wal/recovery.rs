@@ -100,11 +100,11 @@ fn fetch_command(mode: Mode) -> String {
 status=$?
 echo "$status $1" >> "$notes/fetches"
 # A call that outlives its server sees what the next one's calls deliver.
-read -r _ _ _ caller _ < /proc/$$/stat
-[ "$caller" = "$PPID" ] || exit 250
+outlived() {{ read -r _ _ _ caller _ < /proc/$$/stat; [ "$caller" != "$PPID" ]; }}
+outlived && exit 250
 if [ -e "$2" ]; then
-    [ -e "$copies/$1" ] || {{ echo "$status $1" >> "$notes/unknown"; exit 250; }}
-    cmp "$2" "$copies/$1" || {{ echo "$status $1" >> "$notes/wrong"; exit 250; }}
+    [ -e "$copies/$1" ] || {{ outlived || echo "$status $1" >> "$notes/unknown"; exit 250; }}
+    cmp "$2" "$copies/$1" || {{ outlived || echo "$status $1" >> "$notes/wrong"; exit 250; }}
 fi
 {denied}
 exit $status

@@ -5,6 +5,7 @@ pub mod agent;
 pub mod archive;
 pub mod cloud;
 pub mod cloud_emulators;
+pub mod fake_server;
 pub mod fault_proxy;
 pub mod gcs_gateway;
 pub mod memory;

@@ -17,12 +17,13 @@ use crate::agent::client::keep_window_in_agent;
 use crate::config::Config;
 use crate::config::fingerprint::Fields;
 use crate::interrupt;
-use crate::local::caller;
+
 use crate::local::durable::parent_of;
 use crate::local::heap;
 use crate::local::kill_point::kill_point;
 use crate::local::socket;
 use crate::pg::{SystemIdentifier, WalSegmentName, WalSegmentSize};
+use crate::wal::delivery_turn::DeliveryTurn;
 use crate::wal::first_page::{check_first_page, read_first_page};
 use crate::wal::server_directory::ServerDirectory;
 
@@ -131,12 +132,13 @@ fn deliver(path: &Path, expected: &WindowFile, request: &WindowRequest<'_>) -> R
     check_first_page(request.name, &page, expected.length(), Some(request.system))
         .map_err(|problem| problem.to_string())?;
     kill_point("window: before delivery");
-    if caller::is_gone() {
-        // Nothing is wrong with the segment: the server started since may want it. Whoever fetches it instead says why.
-        return Ok(Delivery::NotThere);
-    }
+    // Nothing is wrong with the segment where it is no longer asked for: the server started since may want it. Whoever fetches it instead says why.
+    let Ok(turn) = DeliveryTurn::take(request.destination) else { return Ok(Delivery::NotThere) };
     fs::rename(path, request.destination).map_err(words)?;
     kill_point("window: after delivery");
+    if turn.end().is_err() {
+        return Ok(Delivery::NotThere);
+    }
     Ok(Delivery::Delivered)
 }
 
