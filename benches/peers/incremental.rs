@@ -276,12 +276,15 @@ impl<'a> Archiving<'a> {
             }
             let own = (median_wall(&costs[0]), median(&mut grown[0].clone()));
             for (index, competitor) in self.competitors.iter().enumerate() {
-                let bytes = median(&mut grown[index]);
+                let bytes = median(&mut grown[index].clone());
+                let rounds: Vec<String> =
+                    grown[index].iter().map(|bytes| format!("{:.3}", *bytes as f64 / 1e6)).collect();
                 println!(
-                    "{what:<13}{:<13}{}  grows {:>9.3} MB  walhold/this {:.2} time, {:.2} bytes",
+                    "{what:<13}{:<13}{}  grows {:>9.3} MB ({})  walhold/this {:.2} time, {:.2} bytes",
                     competitor.name,
                     summary(&costs[index]),
                     bytes as f64 / 1e6,
+                    rounds.join(", "),
                     own.0 / median_wall(&costs[index]),
                     own.1 as f64 / bytes.max(1) as f64
                 );

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 pub use error::BackupError;
 
-use crate::codec::{KeyRing, Sealing};
+use crate::codec::{Effort, KeyRing, Sealing};
 use crate::format::manifest::{
     BackupKind, BackupSummary, CatalogueEntry, Manifest, Resumed, Root, Tablespace,
 };
@@ -405,6 +405,7 @@ fn copy_until_stopped(
         system_identifier: state.system_identifier(),
         wal_segment_size: state.control.wal_segment_size,
         sealing: &request.sealing,
+        effort: if reuse.is_some() { Effort::Thorough } else { Effort::Quick },
         limit: limit.as_ref(),
         pack_size: pack_size(),
         next_number: AtomicU32::new(0),

@@ -8,8 +8,8 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use super::BackupError;
 use super::rate_limit::{Limited, RateLimit};
-use crate::codec::Sealing;
 use crate::codec::encode::{ChunkLocation, ObjectWriter};
+use crate::codec::{Effort, Sealing};
 use crate::format::digest::ShortDigest;
 use crate::format::envelope::{MAX_CHUNK_SIZE, ObjectFacts, ObjectKind};
 use crate::format::manifest::{Digested, PackEntry, RangeSource};
@@ -41,6 +41,8 @@ pub struct PackFactory<'a> {
     pub wal_segment_size: WalSegmentSize,
     /// How they are written.
     pub sealing: &'a Sealing,
+    /// What counts most while they are compressed.
+    pub effort: Effort,
     /// How fast they may be written.
     pub limit: Option<&'a RateLimit>,
     /// Stored bytes after which a pack is finished: [`PACK_SIZE`].
@@ -157,7 +159,7 @@ impl<'a> PackFactory<'a> {
         let expected_length = self.pack_size + MAX_CHUNK_SIZE as u64;
         let publication = self.repository.publish(&key, Naming::Unique, expected_length)?;
         let sink = Limited { sink: publication, limit: self.limit };
-        let writer = ObjectWriter::new(&facts, &key, self.sealing, sink)?;
+        let writer = ObjectWriter::new(&facts, &key, self.sealing, self.effort, sink)?;
         let (salt, key_id) = writer.salt_and_key();
         let entry = PackEntry {
             backup: self.id.clone(),

@@ -10,7 +10,7 @@ use crate::exit_status::Cause;
 use crate::format::envelope::{CHUNK_SIZE, MAX_CHUNK_SIZE, ObjectFacts, ObjectKind};
 use crate::format::{Digest, ObjectKey};
 
-use super::compress::{Compression, Compressor, compressed_bound};
+use super::compress::{Compression, Compressor, Effort, compressed_bound};
 use super::crew::{Crew, CrewError, Worker, window};
 use super::seal::{ChunkSealer, Layout, SealPlan};
 use super::tree_hash::{Subtree, TreeDigest};
@@ -312,17 +312,23 @@ impl<K: ObjectSink> ObjectWriter<K> {
         facts: &ObjectFacts,
         key: &ObjectKey,
         sealing: &Sealing,
+        effort: Effort,
         sink: K,
     ) -> Result<Self, EncodeError> {
         let plan = SealPlan::new(facts, key, sealing, 0);
         let plan = plan.map_err(|problem| EncodeError::Codec { key: key.to_string(), problem })?;
-        ObjectWriter::with_plan(plan, key, sink)
+        ObjectWriter::with_plan(plan, key, effort, sink)
     }
 
     /// [`ObjectWriter::new`] with header and salt decided.
-    pub(super) fn with_plan(plan: SealPlan, key: &ObjectKey, mut sink: K) -> Result<Self, EncodeError> {
+    pub(super) fn with_plan(
+        plan: SealPlan,
+        key: &ObjectKey,
+        effort: Effort,
+        mut sink: K,
+    ) -> Result<Self, EncodeError> {
         let codec = |problem| EncodeError::Codec { key: key.to_string(), problem };
-        let compressor = Compressor::of_pages(plan.compression()).map_err(codec)?;
+        let compressor = Compressor::of_pages(plan.compression(), effort).map_err(codec)?;
         let sealer = ChunkSealer::with_compressor(&plan, compressor);
         sink.write(plan.header()).map_err(EncodeError::Sink)?;
         let layout = Layout { stored_length: plan.header().len() as u64, ..Layout::default() };

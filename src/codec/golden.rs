@@ -11,7 +11,7 @@ use crate::pg::{SystemIdentifier, WalSegmentSize};
 
 use super::encode::{ChunkSource, ObjectWriter, SinkError, encode_with_plan};
 use super::seal::SealPlan;
-use super::{Compression, MasterKey, Sealing};
+use super::{Compression, Effort, MasterKey, Sealing};
 
 const SEGMENT: &str = "000000010000000A000000FE";
 const INDEX: &[u8] = b"golden index";
@@ -62,7 +62,7 @@ fn pack(sealing: &Sealing) -> Vec<u8> {
     let key = ObjectKey::from_listing("main/packs/20261120T224613Z-00000001-0000000A000000FE/00000003");
     let facts = facts(ObjectKind::Pack, "00000003", Some(WalSegmentSize::DEFAULT));
     let plan = SealPlan::with_salt(&facts, &key, sealing, 0, salt(sealing)).unwrap();
-    let mut writer = ObjectWriter::with_plan(plan, &key, Vec::new()).unwrap();
+    let mut writer = ObjectWriter::with_plan(plan, &key, Effort::Quick, Vec::new()).unwrap();
     for length in [100, 1, 5000] {
         writer.write_chunk(&plaintext(length)).unwrap();
     }

@@ -17,7 +17,7 @@ mod stored_stream;
 mod tail;
 mod tree_hash;
 
-pub use compress::Compression;
+pub use compress::{Compression, Effort};
 pub use encrypt::{KeyId, KeyRing, MasterKey};
 
 /// How new objects are written.

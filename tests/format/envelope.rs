@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use proptest::prelude::*;
 use walhold::codec::decode::{ChunkOpener, Expected, ObjectSource, READ_SIZE, WithPrefix, read_tail};
 use walhold::codec::encode::{ChunkSource, ObjectSink, ObjectWriter, SinkError, encode_object};
-use walhold::codec::{Compression, KeyRing, MasterKey};
+use walhold::codec::{Compression, Effort, KeyRing, MasterKey};
 use walhold::error::Explain;
 use walhold::exit_status::Cause;
 use walhold::format::Digest;
@@ -376,8 +376,8 @@ fn a_source_that_breaks_its_contract_or_fails_makes_no_object() {
 #[test]
 fn a_writer_refuses_chunks_of_sizes_that_no_reader_takes() {
     let sealing = sealing(Compression::Zstd(1), None);
-    let mut writer =
-        ObjectWriter::new(&pack_facts(), &pack_key(), &sealing, Vec::new()).expect("begin a pack");
+    let mut writer = ObjectWriter::new(&pack_facts(), &pack_key(), &sealing, Effort::Quick, Vec::new())
+        .expect("begin a pack");
     for length in [0, MAX_CHUNK_SIZE + 1] {
         let error = writer.write_chunk(&vec![0; length]).expect_err("refused");
         let expected = format!("encode object {}: a chunk has 1 to 4194304 bytes, not {length}", pack_key());
@@ -388,7 +388,9 @@ fn a_writer_refuses_chunks_of_sizes_that_no_reader_takes() {
     {
         let facts = walhold::format::envelope::ObjectFacts { name: name.to_owned(), ..pack_facts() };
         let sealing = walhold::codec::Sealing { compression, ..sealing.clone() };
-        let error = ObjectWriter::new(&facts, &pack_key(), &sealing, Vec::new()).err().expect("refused");
+        let error = ObjectWriter::new(&facts, &pack_key(), &sealing, Effort::Quick, Vec::new())
+            .err()
+            .expect("refused");
         let expected = format!(
             "encode object {}: its name must have 1 to 255 bytes and its compression level lie in -7..=19",
             pack_key()

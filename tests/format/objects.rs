@@ -2,7 +2,7 @@
 
 use walhold::codec::decode::{DecodeError, Expected, ObjectSource, ObjectTail, decode_object};
 use walhold::codec::encode::{ChunkSource, Encoded, ObjectWriter, SinkError, encode_object};
-use walhold::codec::{Compression, KeyRing, MasterKey, Sealing};
+use walhold::codec::{Compression, Effort, KeyRing, MasterKey, Sealing};
 use walhold::error::Explain;
 use walhold::exit_status::Cause;
 use walhold::format::ObjectKey;
@@ -157,8 +157,8 @@ pub fn write_pack(
     chunks: &[&[u8]],
     sealing: &Sealing,
 ) -> (Vec<u8>, Vec<walhold::codec::encode::ChunkLocation>, walhold::codec::decode::PackFacts) {
-    let mut writer =
-        ObjectWriter::new(&pack_facts(), &pack_key(), sealing, Vec::new()).expect("begin a pack");
+    let mut writer = ObjectWriter::new(&pack_facts(), &pack_key(), sealing, Effort::Quick, Vec::new())
+        .expect("begin a pack");
     let locations = chunks.iter().map(|chunk| writer.write_chunk(chunk).expect("write a chunk")).collect();
     let (salt, key_id) = writer.salt_and_key();
     let (encoded, stored) = writer.finish(INDEX).expect("finish a pack");

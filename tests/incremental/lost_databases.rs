@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use walhold::codec::decode::{Expected, decode_object, read_tail};
 use walhold::codec::encode::ObjectWriter;
-use walhold::codec::{Compression, Sealing};
+use walhold::codec::{Compression, Effort, Sealing};
 use walhold::format::envelope::{ObjectFacts, ObjectKind};
 use walhold::format::wal_index::WalIndex;
 use walhold::pg::SystemIdentifier;
@@ -205,8 +205,8 @@ fn forget_what_was_made(site: &Site) {
     });
     read.expect("read it");
     let sealing = Sealing { compression: Compression::Zstd(1), key: None, workers: None };
-    let mut writer =
-        ObjectWriter::new(&tail.facts, &object.key, &sealing, Vec::new()).expect("write it anew");
+    let mut writer = ObjectWriter::new(&tail.facts, &object.key, &sealing, Effort::Quick, Vec::new())
+        .expect("write it anew");
     for chunk in segment.chunks(1 << 20) {
         writer.write_chunk(chunk).expect("write it anew");
     }
