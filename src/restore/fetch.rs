@@ -1,6 +1,6 @@
 //! Fetch: the backup's bytes from the packs to their places, in parallel.
 //!
-//! In: the manifest's ranges. They are sorted by where they lie in the packs, neighbours are read together, and each worker reads,
+//! In: the manifest's ranges. Those that are neighbours in a pack are read together, and each worker reads,
 //! opens, checks and writes on its own thread; every range has its digest compared. Out: files with all their bytes, or
 //! the first error. Nothing here is durable yet: see [`super::finish`].
 
@@ -85,14 +85,18 @@ impl Fetch<'_> {
         let reads = self.reads(&pieces);
         let readers = if self.repository.is_directory() { self.jobs } else { self.jobs * READERS_PER_JOB };
         let readers = readers.clamp(1, reads.len().max(1));
-        let shared =
-            Shared { next: AtomicUsize::new(0), stopped: AtomicBool::new(false), failure: Mutex::new(None) };
+        let shared = Shared {
+            shares: Shares::of(reads.len(), readers),
+            stopped: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        };
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| targets.write_back_until(&done));
             std::thread::scope(|scope| {
-                for _ in 0..readers {
-                    scope.spawn(|| self.work(&pieces, &reads, targets, &shared));
+                for reader in 0..readers {
+                    let (pieces, reads, shared) = (&pieces, &reads, &shared);
+                    scope.spawn(move || self.work(reader, pieces, reads, targets, shared));
                 }
             });
             done.store(true, Ordering::Relaxed);
@@ -111,11 +115,11 @@ impl Fetch<'_> {
     }
 
     /// One thread's share: reads until there are no more, or somebody failed.
-    fn work(&self, pieces: &[Piece], reads: &[Read], targets: &TargetFiles, shared: &Shared) {
+    fn work(&self, reader: usize, pieces: &[Piece], reads: &[Read], targets: &TargetFiles, shared: &Shared) {
         let mut worker =
             Worker { fetch: self, pieces, targets, opener: None, chunk: Vec::new(), checked: None };
         while !shared.stopped.load(Ordering::Relaxed) {
-            let Some(read) = reads.get(shared.next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let Some(read) = shared.shares.take(reader).and_then(|index| reads.get(index)) else { break };
             if let Err(error) = not_interrupted().and_then(|()| worker.restore(read)) {
                 shared.stopped.store(true, Ordering::Relaxed);
                 shared.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
@@ -155,7 +159,8 @@ impl Fetch<'_> {
         pieces
     }
 
-    /// Groups neighbouring pieces into reads.
+    /// Groups neighbouring pieces into reads, in the order of the places that they fill: so what several backups have of one stretch of a file is
+    /// written at about the same time, and the disk can have it whole long before the end.
     fn reads(&self, pieces: &[Piece]) -> Vec<Read> {
         let mut reads: Vec<Read> = Vec::new();
         for (at, piece) in pieces.iter().enumerate() {
@@ -178,16 +183,48 @@ impl Fetch<'_> {
                 pieces: at..at + 1,
             });
         }
+        let place = |piece: &Piece| {
+            let file = self.manifest.files.get(piece.file as usize);
+            let range = file.and_then(|file| file.ranges.get(piece.range as usize));
+            (piece.target, range.map_or(0, |range| range.offset))
+        };
+        reads.sort_by_cached_key(|read| {
+            pieces.get(read.pieces.clone()).unwrap_or_default().iter().map(place).min()
+        });
         reads
     }
 }
 
 /// What the threads of one fetch have in common.
 struct Shared {
-    /// The next read that nobody has taken.
-    next: AtomicUsize,
+    shares: Shares,
     stopped: AtomicBool,
     failure: Mutex<Option<RestoreError>>,
+}
+
+/// Who takes which read: each thread a stretch of its own, and of the others' when that is done. Neighbouring reads fill one file, and threads
+/// that write to the same file wait for each other.
+struct Shares(Vec<Share>);
+
+struct Share {
+    /// The next read that nobody has taken.
+    next: AtomicUsize,
+    end: usize,
+}
+
+impl Shares {
+    fn of(reads: usize, threads: usize) -> Shares {
+        let begin = |thread: usize| reads * thread / threads.max(1);
+        let share = |thread| Share { next: AtomicUsize::new(begin(thread)), end: begin(thread + 1) };
+        Shares((0..threads).map(share).collect())
+    }
+
+    fn take(&self, thread: usize) -> Option<usize> {
+        let (before, own) = self.0.split_at_checked(thread)?;
+        own.iter().chain(before).find_map(|share| {
+            Some(share.next.fetch_add(1, Ordering::Relaxed)).filter(|next| *next < share.end)
+        })
+    }
 }
 
 /// One thread's state.
@@ -263,5 +300,22 @@ fn short_read(pack: &FoundPack) -> RestoreError {
     RestoreError::Damaged {
         object: pack.object.path.clone(),
         problem: "fewer bytes were read than asked for".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_read_is_taken_once_whoever_is_slow() {
+        for (reads, threads) in [(0, 1), (1, 3), (7, 2), (100, 8)] {
+            let shares = Shares::of(reads, threads);
+            assert_eq!(shares.take(threads - 1), (reads > 0).then_some(reads * (threads - 1) / threads));
+            let mut taken: Vec<usize> = std::iter::from_fn(|| shares.take(0)).collect();
+            taken.extend((reads > 0).then_some(reads * (threads - 1) / threads));
+            taken.sort_unstable();
+            assert_eq!(taken, Vec::from_iter(0..reads), "{threads} threads");
+        }
     }
 }

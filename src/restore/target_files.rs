@@ -6,9 +6,10 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -44,23 +45,25 @@ pub enum Presence {
 const SHARDS: usize = 16;
 /// At most `SHARDS` times this many files are open: below the usual limit of 1024.
 const OPEN_PER_SHARD: usize = 32;
-/// Writes from this size on are handed to the disk while others are still being fetched, so that the final sync finds
-/// little to do.
-const WRITE_BACK: usize = 256 << 10;
-/// Writes that wait to be handed to the disk; more are left to the final sync.
+/// Stretches of this size, at multiples of it, are handed to the disk as soon as they are whole, while others are still being fetched, so
+/// that the final sync finds little to do. Before that, every part would be a write of its own.
+const STRETCH: u64 = 1 << 20;
+/// Stretches that wait to be handed to the disk; more are left to the final sync.
 const WAITING: usize = 256;
 
-/// A write that the disk may begin with.
+/// A stretch that the disk may begin with.
 struct Written {
     file: Arc<File>,
     offset: u64,
-    length: usize,
+    length: u64,
 }
 
 /// All files of a restore.
 pub struct TargetFiles {
     files: Vec<TargetFile>,
     left: Vec<AtomicU64>,
+    /// Bytes that each stretch of each file has got.
+    stretches: Vec<Box<[AtomicU32]>>,
     /// Bytes that were found to be there already.
     right: AtomicU64,
     owner: Option<Owner>,
@@ -80,11 +83,15 @@ impl TargetFiles {
     /// Files that will belong to `owner` (`None`: to whoever runs this).
     pub fn new(files: Vec<TargetFile>, owner: Option<Owner>) -> TargetFiles {
         let left = files.iter().map(|file| AtomicU64::new(file.written)).collect();
+        let stretches =
+            |file: &TargetFile| (0..file.size.div_ceil(STRETCH)).map(|_| AtomicU32::new(0)).collect();
+        let stretches = files.iter().map(stretches).collect();
         let (to_write_back, waiting) = std::sync::mpsc::sync_channel(WAITING);
         let shards = std::array::from_fn(|_| Mutex::default());
         TargetFiles {
             files,
             left,
+            stretches,
             right: AtomicU64::new(0),
             owner,
             to_write_back,
@@ -120,10 +127,7 @@ impl TargetFiles {
         } else {
             file.write_all_at(bytes, offset).map_err(fail)?;
         }
-        if !is_right && bytes.len() >= WRITE_BACK {
-            // A full queue means that the disk is busy already.
-            let _ = self.to_write_back.try_send(Written { file, offset, length: bytes.len() });
-        }
+        self.count(index, target, &file, offset..offset + bytes.len() as u64);
         let left = self.left.get(index).map_or(0, |left| {
             left.fetch_sub(bytes.len() as u64, Ordering::Relaxed).saturating_sub(bytes.len() as u64)
         });
@@ -131,6 +135,24 @@ impl TargetFiles {
             self.shard(index).open.remove(&index);
         }
         Ok(())
+    }
+
+    /// Hands the stretches to the disk that are whole with these bytes.
+    fn count(&self, index: usize, target: &TargetFile, file: &Arc<File>, written: Range<u64>) {
+        let mut at = written.start;
+        while at < written.end {
+            let begin = at - at % STRETCH;
+            let length = STRETCH.min(target.size - begin);
+            let end = written.end.min(begin + length);
+            let stretch = self.stretches.get(index).and_then(|all| all.get((begin / STRETCH) as usize));
+            let had = stretch.map_or(0, |had| had.fetch_add((end - at) as u32, Ordering::Relaxed));
+            if u64::from(had) + (end - at) == length {
+                // A full queue means that the disk is busy already.
+                let _ =
+                    self.to_write_back.try_send(Written { file: Arc::clone(file), offset: begin, length });
+            }
+            at = end;
+        }
     }
 
     /// Creates the files that nothing was written to: empty ones, and those that are all zero.
@@ -203,7 +225,7 @@ fn create(target: &TargetFile, owner: Option<Owner>) -> io::Result<File> {
     if let Some(owner) = owner {
         std::os::unix::fs::fchown(&file, Some(owner.uid), Some(owner.gid))?;
     }
-    if target.size != target.written || target.size > WRITE_BACK as u64 {
+    if target.size != target.written || target.size > STRETCH {
         file.set_len(target.size)?;
     }
     Ok(file)
@@ -211,7 +233,7 @@ fn create(target: &TargetFile, owner: Option<Owner>) -> io::Result<File> {
 
 /// Starts writing to the disk without waiting. `POSIX_FADV_DONTNEED` does that on Linux (`mm/fadvise.c`); pages under way are not
 /// dropped. Advice only: nothing depends on it.
-fn start_write_back(file: &File, offset: u64, length: usize) {
+fn start_write_back(file: &File, offset: u64, length: u64) {
     let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
     if let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) {
         let _ = nix::fcntl::posix_fadvise(file, offset, length, advice);
@@ -246,6 +268,32 @@ mod tests {
             assert_eq!(mode & 0o7777, 0o640);
         }
         assert_eq!((0..SHARDS).map(|index| files.shard(index).open.len()).sum::<usize>(), 0);
+    }
+
+    #[test]
+    fn stretches_go_to_the_disk_once_when_they_are_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let size = 2 * STRETCH + 100;
+        let files = TargetFiles::new(vec![target(directory.path().join("a"), size, size)], None);
+        let page = [7; 8192];
+        let handed = |files: &TargetFiles| -> Vec<(u64, u64)> {
+            let waiting = files.waiting.lock().unwrap();
+            waiting
+                .iter()
+                .flat_map(|waiting| waiting.try_iter())
+                .map(|part| (part.offset, part.length))
+                .collect()
+        };
+        // All but one page of the first, and then the end of it together with the whole second one.
+        for page_number in (0..STRETCH / 8192 - 1).rev() {
+            files.write(0, page_number * 8192, &page).unwrap();
+        }
+        assert_eq!(handed(&files).len(), 0);
+        files.write(0, STRETCH - 8192, &vec![7; 8192 + STRETCH as usize]).unwrap();
+        assert_eq!(handed(&files), [(0, STRETCH), (STRETCH, STRETCH)]);
+        files.write(0, 2 * STRETCH, &page[..100]).unwrap();
+        assert_eq!(handed(&files), [(2 * STRETCH, 100)]);
+        assert_eq!(files.incomplete(), None);
     }
 
     #[test]
