@@ -13,6 +13,8 @@ use crate::local::pgdata_walk::FoundFile;
 /// Bytes of a large file that one job reads in one go: small enough that the last piece is not a long tail, large enough
 /// that a restore finds long runs in one pack.
 pub const RUN_SIZE: u64 = 16 << 20;
+/// The same of parts that have changed: there is less to share out, so it is shared out in smaller portions.
+const PARTS_SIZE: u64 = 4 << 20;
 /// Files below this are gathered, many in one chunk.
 pub const SMALL_FILE: u64 = 512 << 10;
 /// Bytes of small files that one job takes in one go.
@@ -47,7 +49,7 @@ pub enum WorkItem {
     Run {
         /// Index into the files.
         file: u32,
-        /// Where it begins: a multiple of [`RUN_SIZE`].
+        /// Where it begins.
         offset: u64,
         /// Bytes, as the file was when it was found.
         length: u64,
@@ -126,20 +128,33 @@ fn take_batch(batch: &mut (Vec<u32>, u64)) -> Option<(WorkItem, u64)> {
     (!files.is_empty()).then_some((WorkItem::Batch(files), size))
 }
 
-/// Groups the parts of one file that lie in one run.
+/// Groups the parts of one file that lie beside each other; large parts are cut.
 fn parts(file: u32, read: &[Range<u64>]) -> Vec<(WorkItem, u64)> {
-    let mut groups: Vec<(Range<usize>, u64)> = Vec::new();
+    let mut items: Vec<(WorkItem, u64)> = Vec::new();
     for (position, span) in read.iter().enumerate() {
         let length = span.end - span.start;
-        match groups.last_mut() {
-            Some((group, bytes)) if *bytes + length <= RUN_SIZE && group.len() < BATCH_FILES => {
-                group.end = position + 1;
+        if length > PARTS_SIZE {
+            let cuts =
+                (span.start / PARTS_SIZE + 1..span.end.div_ceil(PARTS_SIZE)).map(|cut| cut * PARTS_SIZE);
+            let begins = std::iter::once(span.start).chain(cuts.clone());
+            items.extend(
+                begins.zip(cuts.chain(std::iter::once(span.end))).map(|(offset, end)| {
+                    (WorkItem::Run { file, offset, length: end - offset }, end - offset)
+                }),
+            );
+            continue;
+        }
+        match items.last_mut() {
+            Some((WorkItem::Parts { parts, .. }, bytes))
+                if *bytes + length <= PARTS_SIZE && parts.len() < BATCH_FILES =>
+            {
+                parts.end = position + 1;
                 *bytes += length;
             }
-            _ => groups.push((position..position + 1, length)),
+            _ => items.push((WorkItem::Parts { file, parts: position..position + 1 }, length)),
         }
     }
-    groups.into_iter().map(|(parts, bytes)| (WorkItem::Parts { file, parts }, bytes)).collect()
+    items
 }
 
 #[cfg(test)]
@@ -197,7 +212,7 @@ mod tests {
         let large = RUN_SIZE * 3;
         let reuse = [
             known(vec![]),
-            known(vec![page(1), page(5), RUN_SIZE..2 * RUN_SIZE]),
+            known(vec![page(1), page(5), RUN_SIZE - 8192..RUN_SIZE + PARTS_SIZE * 2]),
             known(Vec::from_iter(std::iter::once(0..10))),
             Reuse::SameDigest { base: 0 },
             Reuse::Nothing,
@@ -207,8 +222,10 @@ mod tests {
         assert_eq!(
             items,
             [
-                WorkItem::Parts { file: 1, parts: 2..3 },
+                WorkItem::Run { file: 1, offset: RUN_SIZE, length: PARTS_SIZE },
+                WorkItem::Run { file: 1, offset: RUN_SIZE + PARTS_SIZE, length: PARTS_SIZE },
                 WorkItem::Parts { file: 1, parts: 0..2 },
+                WorkItem::Run { file: 1, offset: RUN_SIZE - 8192, length: 8192 },
                 WorkItem::Batch(vec![2, 3, 4]),
             ]
         );
