@@ -208,24 +208,6 @@ pub fn visit_blocks(
     Ok(())
 }
 
-impl BlockReference {
-    #[inline(always)]
-    fn of(
-        id: u8,
-        flags: u8,
-        data_length: u16,
-        image: Option<BlockImage>,
-        relation: RelFileLocator,
-        block: u32,
-    ) -> Result<BlockReference, DecodeRecordError> {
-        if (flags & 0x20 != 0) != (data_length != 0) {
-            return Err(DecodeRecordError("a block's flags and its data length contradict each other"));
-        }
-        let (fork, will_init) = (ForkNumber(flags & 0x0F), flags & 0x40 != 0);
-        Ok(BlockReference { id, relation, fork, block, will_init, data_length, image })
-    }
-}
-
 /// Reads the unaligned headers one after another.
 struct Cursor<'a> {
     rest: &'a [u8],
@@ -319,20 +301,11 @@ impl Cursor<'_> {
         if last.is_some_and(|last| last.id >= id) {
             return Err(DecodeRecordError("block ids do not rise"));
         }
-        // Nearly all blocks have this header, which is read in one piece: with a relation and without an image.
-        if let Some((header, rest)) = self.rest.split_first_chunk::<19>()
-            && header[0] & 0x90 == 0
-        {
-            self.rest = rest;
-            let number =
-                |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-            let data_length = u16::from_le_bytes([header[1], header[2]]);
-            let relation =
-                RelFileLocator { tablespace: number(3), database: number(7), relation: number(11) };
-            return BlockReference::of(id, header[0], data_length, None, relation, number(15));
-        }
         let flags = self.u8()?;
         let data_length = self.u16()?;
+        if (flags & 0x20 != 0) != (data_length != 0) {
+            return Err(DecodeRecordError("a block's flags and its data length contradict each other"));
+        }
         let image = if flags & 0x10 != 0 { Some(self.image(major)?) } else { None };
         let relation = if flags & 0x80 == 0 {
             RelFileLocator { tablespace: self.u32()?, database: self.u32()?, relation: self.u32()? }
@@ -340,7 +313,15 @@ impl Cursor<'_> {
             last.ok_or(DecodeRecordError("a block refers to a relation before it, but there is none"))?
                 .relation
         };
-        BlockReference::of(id, flags, data_length, image, relation, self.u32()?)
+        Ok(BlockReference {
+            id,
+            relation,
+            fork: ForkNumber(flags & 0x0F),
+            block: self.u32()?,
+            will_init: flags & 0x40 != 0,
+            data_length,
+            image,
+        })
     }
 
     #[inline(always)]
