@@ -276,9 +276,9 @@ impl<'a> Archiving<'a> {
                     grown[index].push(bytes);
                 }
             }
-            let own = (median_wall(&costs[0]), median(&mut grown[0].clone()));
+            let own = (median_wall(&costs[0]), median(&grown[0]));
             for (index, competitor) in self.competitors.iter().enumerate() {
-                let bytes = median(&mut grown[index].clone());
+                let bytes = median(&grown[index]);
                 let rounds: Vec<String> =
                     grown[index].iter().map(|bytes| format!("{:.3}", *bytes as f64 / 1e6)).collect();
                 println!(
@@ -357,7 +357,8 @@ fn report(what: &str, competitors: &[Competitor<'_>], costs: &[Vec<Cost>]) {
     }
 }
 
-fn median(values: &mut [u64]) -> u64 {
+fn median(values: &[u64]) -> u64 {
+    let mut values = values.to_vec();
     values.sort_unstable();
     values.get(values.len() / 2).copied().unwrap_or(0)
 }

@@ -98,11 +98,7 @@ pub fn plan(files: &[SourceFile], reuse: &[Reuse]) -> Queue {
                 continue;
             }
             _ if size >= SMALL_FILE => {
-                let offsets = (0..size.div_ceil(RUN_SIZE)).map(|run| run * RUN_SIZE);
-                large.extend(offsets.map(|offset| {
-                    let length = RUN_SIZE.min(size - offset);
-                    (WorkItem::Run { file: index, offset, length }, length)
-                }));
+                large.extend(runs(index, 0..size, RUN_SIZE));
                 // Files of one batch lie beside each other.
                 batches.extend(take_batch(&mut batch));
                 continue;
@@ -128,20 +124,23 @@ fn take_batch(batch: &mut (Vec<u32>, u64)) -> Option<(WorkItem, u64)> {
     (!files.is_empty()).then_some((WorkItem::Batch(files), size))
 }
 
+/// Cuts a span at multiples of `most` bytes.
+fn runs(file: u32, span: Range<u64>, most: u64) -> impl Iterator<Item = (WorkItem, u64)> {
+    let cuts = (span.start / most + 1..span.end.div_ceil(most)).map(move |cut| cut * most);
+    let ends = cuts.clone().chain(std::iter::once(span.end));
+    std::iter::once(span.start)
+        .chain(cuts)
+        .zip(ends)
+        .map(move |(offset, end)| (WorkItem::Run { file, offset, length: end - offset }, end - offset))
+}
+
 /// Groups the parts of one file that lie beside each other; large parts are cut.
 fn parts(file: u32, read: &[Range<u64>]) -> Vec<(WorkItem, u64)> {
     let mut items: Vec<(WorkItem, u64)> = Vec::new();
     for (position, span) in read.iter().enumerate() {
         let length = span.end - span.start;
         if length > PARTS_SIZE {
-            let cuts =
-                (span.start / PARTS_SIZE + 1..span.end.div_ceil(PARTS_SIZE)).map(|cut| cut * PARTS_SIZE);
-            let begins = std::iter::once(span.start).chain(cuts.clone());
-            items.extend(
-                begins.zip(cuts.chain(std::iter::once(span.end))).map(|(offset, end)| {
-                    (WorkItem::Run { file, offset, length: end - offset }, end - offset)
-                }),
-            );
+            items.extend(runs(file, span.clone(), PARTS_SIZE));
             continue;
         }
         match items.last_mut() {

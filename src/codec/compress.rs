@@ -54,7 +54,7 @@ pub(super) enum Compressor {
     /// Tries on a part of each chunk which matches are worth while.
     Trying {
         quick: Box<Context>,
-        /// For chunks whose short matches are not, where bytes count more than time.
+        /// For chunks for which short matches are not, where bytes count more than time.
         thorough: Option<Box<Context>>,
     },
 }
@@ -256,7 +256,7 @@ mod tests {
         (0..length).map(|n| b'a' + random(n)[0] % 16).collect()
     }
 
-    /// Text of a few thousand words, each with a number behind it: what rows are like.
+    /// Text of a few hundred words, each with a number behind it: what rows are like.
     fn words(count: u32) -> Vec<u8> {
         let word = |n: u32| format!("{:x?} {} ", &random(u32::from(random(n)[0]) * 8)[..5], random(n)[1]);
         (0..count).flat_map(|n| word(n).into_bytes()).collect()

@@ -45,9 +45,11 @@ pub enum Presence {
 const SHARDS: usize = 16;
 /// At most `SHARDS` times this many files are open: below the usual limit of 1024.
 const OPEN_PER_SHARD: usize = 32;
-/// Stretches of this size, at multiples of it, are handed to the disk as soon as they are whole, while others are still being fetched, so
-/// that the final sync finds little to do. Before that, every part would be a write of its own.
+/// Stretches of this size, at multiples of it, are handed to the disk as soon as they are written whole, while others are still being
+/// fetched, so that the final sync finds little to do. Before that, every part would be a write of its own.
 const STRETCH: u64 = 1 << 20;
+/// Files below this are left to the final sync.
+const WRITE_BACK: u64 = 256 << 10;
 /// Stretches that wait to be handed to the disk; more are left to the final sync.
 const WAITING: usize = 256;
 
@@ -62,7 +64,7 @@ struct Written {
 pub struct TargetFiles {
     files: Vec<TargetFile>,
     left: Vec<AtomicU64>,
-    /// Bytes that each stretch of each file has got.
+    /// Bytes that were written to each stretch of each file that is not small.
     stretches: Vec<Box<[AtomicU32]>>,
     /// Bytes that were found to be there already.
     right: AtomicU64,
@@ -83,8 +85,10 @@ impl TargetFiles {
     /// Files that will belong to `owner` (`None`: to whoever runs this).
     pub fn new(files: Vec<TargetFile>, owner: Option<Owner>) -> TargetFiles {
         let left = files.iter().map(|file| AtomicU64::new(file.written)).collect();
-        let stretches =
-            |file: &TargetFile| (0..file.size.div_ceil(STRETCH)).map(|_| AtomicU32::new(0)).collect();
+        let stretches = |file: &TargetFile| {
+            let count = if file.size < WRITE_BACK { 0 } else { file.size.div_ceil(STRETCH) };
+            (0..count).map(|_| AtomicU32::new(0)).collect()
+        };
         let stretches = files.iter().map(stretches).collect();
         let (to_write_back, waiting) = std::sync::mpsc::sync_channel(WAITING);
         let shards = std::array::from_fn(|_| Mutex::default());
@@ -121,13 +125,12 @@ impl TargetFiles {
             return Err(fail(io::Error::other("beyond its end")));
         }
         // Parts that an incremental backup kept have no digest of their own: only now can it be seen that they were right.
-        let is_right = target.presence == Presence::There && holds(&file, offset, bytes);
-        if is_right {
+        if target.presence == Presence::There && holds(&file, offset, bytes) {
             self.right.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         } else {
             file.write_all_at(bytes, offset).map_err(fail)?;
+            self.count(index, target, &file, offset..offset + bytes.len() as u64);
         }
-        self.count(index, target, &file, offset..offset + bytes.len() as u64);
         let left = self.left.get(index).map_or(0, |left| {
             left.fetch_sub(bytes.len() as u64, Ordering::Relaxed).saturating_sub(bytes.len() as u64)
         });
@@ -145,7 +148,8 @@ impl TargetFiles {
             let length = STRETCH.min(target.size - begin);
             let end = written.end.min(begin + length);
             let stretch = self.stretches.get(index).and_then(|all| all.get((begin / STRETCH) as usize));
-            let had = stretch.map_or(0, |had| had.fetch_add((end - at) as u32, Ordering::Relaxed));
+            let Some(stretch) = stretch else { return };
+            let had = stretch.fetch_add((end - at) as u32, Ordering::Relaxed);
             if u64::from(had) + (end - at) == length {
                 // A full queue means that the disk is busy already.
                 let _ =
@@ -225,7 +229,7 @@ fn create(target: &TargetFile, owner: Option<Owner>) -> io::Result<File> {
     if let Some(owner) = owner {
         std::os::unix::fs::fchown(&file, Some(owner.uid), Some(owner.gid))?;
     }
-    if target.size != target.written || target.size > STRETCH {
+    if target.size != target.written || target.size > WRITE_BACK {
         file.set_len(target.size)?;
     }
     Ok(file)
@@ -294,6 +298,15 @@ mod tests {
         files.write(0, 2 * STRETCH, &page[..100]).unwrap();
         assert_eq!(handed(&files), [(2 * STRETCH, 100)]);
         assert_eq!(files.incomplete(), None);
+
+        // Neither is what was there already, nor a small file: the final sync finds those clean, or has them at once.
+        let there =
+            TargetFile { presence: Presence::There, ..target(directory.path().join("a"), size, STRETCH) };
+        let small = target(directory.path().join("b"), WRITE_BACK - 1, WRITE_BACK - 1);
+        let files = TargetFiles::new(vec![there, small], None);
+        files.write(0, 0, &vec![7; STRETCH as usize]).unwrap();
+        files.write(1, 0, &vec![7; WRITE_BACK as usize - 1]).unwrap();
+        assert_eq!((handed(&files).len(), files.found_right(), files.incomplete()), (0, STRETCH, None));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::clone::assert_restores;
 use crate::site::Site;
 use crate::support::postgres::installation::ServerUser;
 use crate::support::postgres::{Cluster, PATIENCE};
-use crate::support::program::walhold;
+use crate::support::program::{wait_stopped, walhold};
 
 const ROWS: &str =
     "CREATE TABLE t AS SELECT md5(i::text) || md5((i * 3)::text) AS x FROM generate_series(1, 20000) i";
@@ -65,12 +65,7 @@ impl Stopped {
     /// Lets it go on to where it stops by itself.
     fn go_on(&mut self) {
         self.send(Signal::SIGCONT);
-        let stat = format!("/proc/{}/stat", self.0.id());
-        let begun = Instant::now();
-        while !std::fs::read_to_string(&stat).unwrap_or_default().contains(") T ") {
-            assert!(begun.elapsed() < PATIENCE, "it does not stop");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_stopped(Pid::from_raw(self.0.id() as i32));
     }
 
     fn finish(mut self) -> Output {

@@ -3,16 +3,13 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::archive::Archive;
 use super::postgres::installation::ServerUser;
-use super::program::walhold;
-
-const PATIENCE: Duration = Duration::from_secs(20);
+use super::program::{wait_stopped, walhold};
 
 pub struct FakeServer {
     shell: Child,
@@ -45,13 +42,7 @@ impl FakeServer {
         archive.set("WALHOLD_TEST_STOP_AT", place);
         let server = FakeServer::asking(archive, name);
         archive.unset("WALHOLD_TEST_STOP_AT");
-        let begun = Instant::now();
-        while !fs::read_to_string(format!("/proc/{}/stat", server.fetch))
-            .is_ok_and(|stat| stat.contains(") T "))
-        {
-            assert!(begun.elapsed() < PATIENCE, "{place}: it does not stop");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_stopped(server.fetch);
         server
     }
 

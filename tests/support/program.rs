@@ -74,3 +74,13 @@ pub fn describe(output: &Output) -> String {
         String::from_utf8_lossy(&output.stderr)
     )
 }
+
+/// Waits until a process stands still at the place where `WALHOLD_TEST_STOP_AT` stops it.
+#[track_caller]
+pub fn wait_stopped(process: nix::unistd::Pid) {
+    let begun = std::time::Instant::now();
+    while !std::fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| stat.contains(") T ")) {
+        assert!(begun.elapsed() < super::postgres::PATIENCE, "it does not stop");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
